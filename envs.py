@@ -1,0 +1,159 @@
+"""Environments: any Gymnasium id with a one-axis Box observation, what the agent gets to see of it, and vectorising.
+
+Partial observability (they combine, in this order; all noise comes from the environment's own seeded generator):
+
+    --observe positions|velocities   keep only these entries of the observation, see KEEP
+    --obs_noise SIGMA                add Gaussian noise
+    --sensor_dropout P               each entry is zero with probability P
+    --flicker P                      the whole observation is zero with probability P
+
+Actions: an agent always acts in [-1, 1]^n, scaled here to the environment's own, possibly asymmetric, bounds. For a
+discrete environment it acts with a one-hot vector, so that buffer and memory treat both alike.
+"""
+import contextlib
+import ctypes
+import difflib
+import os
+from functools import partial
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+# Which entries of the observation are positions and which velocities (Ni et al. 2022; contact flags count as positions)
+KEEP = {
+    "HopperBulletEnv-v0": ([0, 1, 2, 6, 7, 8, 10, 12, 14], [3, 4, 5, 9, 11, 13]),
+    "Walker2DBulletEnv-v0": ([0, 1, 2, 6, 7, 8, 10, 12, 14, 16, 18, 20, 21], [3, 4, 5, 9, 11, 13, 15, 17, 19]),
+    "HalfCheetahBulletEnv-v0": ([0, 1, 2, 6, 7, 8, 10, 12, 14, 16, 18, 20, 21, 22, 23, 24, 25],
+                                [3, 4, 5, 9, 11, 13, 15, 17, 19]),
+    "AntBulletEnv-v0": ([0, 1, 2, 6, 7, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25, 26, 27],
+                        [3, 4, 5, 9, 11, 13, 15, 17, 19, 21, 23]),
+    "Pendulum-v1": ([0, 1], [2]),
+    "CartPole-v1": ([0, 2], [1, 3]),
+    "InvertedPendulumBulletEnv-v0": ([0, 2, 3], [1, 4]),
+    "InvertedPendulumSwingupBulletEnv-v0": ([0, 2, 3], [1, 4]),
+    "InvertedDoublePendulumBulletEnv-v0": ([0, 2, 3, 4, 6, 7], [1, 5, 8]),
+    "ReacherBulletEnv-v0": ([0, 1, 2, 3, 4, 5, 7], []),
+}
+
+
+class EnvSpec(NamedTuple):
+    """What an agent has to know of an environment."""
+    state_dim: int
+    action_dim: int     # of a Box, or the number of discrete actions
+    discrete: bool
+
+
+class PartialObservation(gym.ObservationWrapper):
+    """Keeps some entries of the observation and disturbs them, see the module docstring. Raises ValueError on bad input."""
+
+    def __init__(self, env, env_id, observe="full", flicker=0.0, obs_noise=0.0, sensor_dropout=0.0):
+        super().__init__(env)
+        self.keep = np.arange(env.observation_space.shape[0])
+        if observe != "full":
+            if env_id not in KEEP:
+                raise ValueError(f"--observe {observe}: no mask is known for {env_id}, only for {', '.join(KEEP)}; "
+                                 "add a line to KEEP in envs.py")
+            self.keep = np.array(KEEP[env_id][observe == "velocities"], int)
+            if len(self.keep) == 0:
+                raise ValueError(f"--observe {observe}: {env_id} has no such entries; use --observe positions or full")
+        self.flicker, self.obs_noise, self.sensor_dropout = flicker, obs_noise, sensor_dropout
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (len(self.keep),), np.float32)
+
+    def observation(self, observation):
+        rng = self.unwrapped.np_random
+        observation = observation[self.keep].astype(np.float32)
+        if self.obs_noise:
+            observation = observation + rng.normal(0, self.obs_noise, observation.shape).astype(np.float32)
+        if self.sensor_dropout:
+            observation = np.where(rng.random(observation.shape) < self.sensor_dropout, np.float32(0), observation)
+        if self.flicker and rng.random() < self.flicker:
+            observation = np.zeros_like(observation)
+        return observation
+
+
+class ScaleAction(gym.ActionWrapper):
+    """Agents act in [-1, 1]; clipped to that, then mapped linearly to the environment's bounds."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.low, self.high = env.action_space.low, env.action_space.high
+        self.action_space = gym.spaces.Box(-1, 1, self.low.shape, np.float32)
+
+    def action(self, action):
+        return self.low + (np.clip(action, -1, 1) + 1) * 0.5 * (self.high - self.low)
+
+
+class OneHotAction(gym.ActionWrapper):
+    """Agents act with a one-hot vector; the environment gets its index."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.start = env.action_space.start
+        self.action_space = gym.spaces.Box(0, 1, (int(env.action_space.n),), np.float32)
+
+    def action(self, action):
+        return self.start + int(np.argmax(action))
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silence what PyBullet's C code prints on stdout when it is loaded and connected to."""
+    stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)
+
+
+def make_env(env_id, **observation):
+    """One environment, ready for an agent: actions in [-1, 1] or one-hot, observations (state_dim,) float32.
+
+    Args:
+        observation: observe, flicker, obs_noise, sensor_dropout
+    Raises:
+        ValueError: one line that says what cannot be used and what can
+    """
+    if "Bullet" in env_id:
+        with quiet():
+            import pybullet_envs_gymnasium  # noqa: F401  (registers the ids)
+    try:
+        with quiet():
+            env = gym.make(env_id)
+            env.reset(seed=0)                                          # the first reset connects, and on Ant differs from later ones
+    except gym.error.Error:
+        with quiet():
+            import pybullet_envs_gymnasium  # noqa: F401
+        near = difflib.get_close_matches(env_id, list(gym.registry), 3, 0.4)
+        raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
+                         "give a Gymnasium id such as HopperBulletEnv-v0")) from None
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"{env_id}: its observation is {type(space).__name__}{getattr(space, 'shape', None) or ''}; "
+                         "only a Box of one axis can be used")
+    if isinstance(actions, gym.spaces.Discrete):
+        env = OneHotAction(env)
+    elif isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1 and actions.is_bounded():
+        env = ScaleAction(env)
+    else:
+        raise ValueError(f"{env_id}: its actions are {actions}; only Discrete or a bounded Box of one axis can be used")
+    return PartialObservation(env, env_id, **observation)
+
+
+def make_vector_env(env_id, num_envs, **observation):
+    """`num_envs` environments stepped one after the other. At an episode's end it resets within the same step, and the
+    true last observation is in info["final_obs"]. PyBullet's step is too short for worker processes to pay."""
+    with quiet():
+        return SyncVectorEnv([partial(make_env, env_id, **observation)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def env_spec(env):
+    """EnvSpec of an environment that make_env made."""
+    return EnvSpec(env.observation_space.shape[0], env.action_space.shape[0],
+                   isinstance(env.unwrapped.action_space, gym.spaces.Discrete))

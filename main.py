@@ -1,0 +1,409 @@
+"""Train or test one agent on one environment.
+
+    python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
+    python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
+    python main.py --test --load_model results/RUN.best.pt                (run a saved policy)
+
+Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN.json (all flags, versions, commit) and,
+with --save_model, RUN.last.pt and RUN.best.pt. `python plot.py` draws them.
+"""
+import argparse
+import csv
+import difflib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+import typing
+from dataclasses import MISSING, asdict, dataclass, fields
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cores import MemoryFlags, flag
+from envs import env_spec, make_env, make_vector_env
+from utils import Buffer, fail, load_checkpoint, save_checkpoint
+
+POLICIES = ["TD3"]                                      # a new algorithm: one file, one entry here
+
+
+@dataclass
+class RunFlags:
+    """What is not the algorithm's own."""
+    policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
+    env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id")
+    seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
+    num_envs: int = flag(1, "environments stepped together")
+    eval_freq: int = flag(5_000, "steps between evaluations")
+    eval_episodes: int = flag(10, "episodes of an evaluation")
+    observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
+    flicker: float = flag(0.0, "probability that the whole observation is zero", high=1)
+    obs_noise: float = flag(0.0, "standard deviation of noise on the observation")
+    sensor_dropout: float = flag(0.0, "probability that an entry of the observation is zero", high=1)
+    device: str = flag("cpu", "cpu or cuda")
+    threads: int = flag(1, "Torch threads; these networks are small: one is fastest, and leaves the other cores to other seeds")
+    results_dir: str = flag("results", "where results are written")
+    overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
+    save_model: bool = flag(False, "save the last and the best model beside the results")
+    load_model: str = flag("", "model file to start from, or to test")
+    test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained or written")
+
+
+# ---------------------------------------------------------------------- flags
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(message + " (--help lists all flags)")
+
+
+def whole_number(text):
+    """An integer, also written 1e6."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+def add_flags(parser, cls, defaults):
+    """One flag per field of a dataclass. Defaults stay out of the parser: only what the user gave is in its result."""
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        hint, default = hints[f.name], defaults[f.name]
+        options = dict(default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{default}]".replace("%", "%%"))
+        if hint is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **options)
+        elif typing.get_origin(hint) is typing.Literal:
+            parser.add_argument(f"--{f.name}", choices=typing.get_args(hint), **options)
+        else:
+            parser.add_argument(f"--{f.name}", type=convert(hint, f), metavar="X", **options)
+
+
+def convert(hint, f):
+    """A function that reads and checks one flag's value."""
+    kinds = typing.get_args(hint) or (hint,)
+    words = [word for kind in kinds for word in typing.get_args(kind)]  # such as "full"
+
+    def read(text):
+        if text in words:
+            return text
+        if str in kinds:
+            return text
+        number = int if int in kinds else float
+        low, high = f.metadata["low"], f.metadata["high"]
+        low = (1 if number is int else 0) if low is None else low
+        wanted = f"{'a whole number' if number is int else 'a number'} of at least {low}" + \
+            (f" and at most {high}" if high is not None else "") + "".join(f", or '{word}'" for word in words)
+        try:
+            value = whole_number(text) if number is int else float(text)
+            if not (low <= value <= (math.inf if high is None else high)) or math.isinf(value):
+                raise ValueError
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}") from None
+        return value
+    return read
+
+
+def load_policy(name):
+    """The module of an algorithm. Exits with 2 if there is none of that name."""
+    if name not in POLICIES:
+        near = difflib.get_close_matches(name.upper(), POLICIES, 1)
+        fail(f"unknown policy '{name}'; " + (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(POLICIES)}")
+    return importlib.import_module(name)
+
+
+def defaults_of(cls):
+    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
+def parse(argv):
+    """Command line -> run flags, hyper-parameters, the algorithm's module, and the flags that the user gave."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--policy", default="TD3")
+    first.add_argument("--load_model", default="")
+    first.add_argument("--test", action="store_true")
+    early, _ = first.parse_known_args(argv)
+    checkpoint, saved = None, {}
+    if early.test and not early.load_model:
+        fail("--test needs --load_model FILE, a model written by --save_model")
+    if early.load_model:
+        try:
+            checkpoint = load_checkpoint(early.load_model)
+        except ValueError as error:
+            fail(f"--load_model: {error}")
+    if early.test:                                                     # test as it was trained, unless told otherwise
+        saved = checkpoint["config"]
+        early.policy = saved.get("policy", early.policy)
+    module = load_policy(early.policy)
+
+    parser = Parser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS,
+                        help="recurrent actor and critic; changes the defaults of " +
+                             ", ".join(f"{k} to {v}" for k, v in module.RECURRENT_DEFAULTS.items()))
+    add_flags(parser.add_argument_group("run"), RunFlags, defaults_of(RunFlags))
+    add_flags(parser.add_argument_group(module.__name__), module.HyperParameters, defaults_of(module.HyperParameters))
+    given, unknown = parser.parse_known_args(argv)
+    given = vars(given)
+    for word in unknown:
+        name = word.lstrip("-").split("=")[0].removeprefix("no-")
+        owners = [p for p in POLICIES if name in defaults_of(importlib.import_module(p).HyperParameters)]
+        near = difflib.get_close_matches(name, [*defaults_of(RunFlags), *defaults_of(module.HyperParameters), "recurrent"], 1)
+        fail(f"--{name} is a flag of {' and '.join(owners)}, {module.__name__} does not use it" if owners else
+             f"unknown argument '{word}'" + (f"; did you mean --{near[0]}?" if near else "; --help lists all flags"))
+
+    config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
+    config.update({k: v for k, v in saved.items() if k in config and k not in ("test", "load_model", "save_model")})
+    if given.pop("recurrent", False):
+        config.update(recurrent_actor=True, recurrent_critic=True)
+    for name in ("recurrent_actor", "recurrent_critic"):
+        config[name] = given.get(name, config[name])
+    if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
+        config.update(module.RECURRENT_DEFAULTS)
+    config.update(given)
+    check(config, given, module)
+    run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
+    cfg = module.HyperParameters(**{f.name: config[f.name] for f in fields(module.HyperParameters)})
+    return run, cfg, module, checkpoint
+
+
+def check(config, given, module):
+    """Combinations of flags that make no sense. Exits with 2 and one line."""
+    actor, critic = config["recurrent_actor"], config["recurrent_critic"]
+    if not (actor or critic):
+        for name in defaults_of(MemoryFlags):
+            if name in given and not name.startswith("recurrent_"):
+                fail(f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
+    if config["seq_len"] == "full" and config["burn_in"]:
+        fail("--burn_in with --seq_len full: a full episode has no steps before it; drop one of the two")
+    if config["critic_hidden"] != "own" and not critic:
+        fail(f"--critic_hidden {config['critic_hidden']} needs a recurrent critic; add --recurrent_critic")
+    if config["critic_hidden"] == "actor" and not actor:
+        fail("--critic_hidden actor needs a recurrent actor to take it from; add --recurrent_actor")
+    if config["critic_hidden"] != "own" and config["hidden_init"] == "zero":
+        fail(f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
+    if config["hidden_refresh"] and config["hidden_init"] == "zero":
+        fail("--hidden_refresh needs --hidden_init stored; with zero no stored state is ever read")
+    if config["lr"] == 0 or config["core_lr"] == 0:
+        fail("a learning rate of 0 learns nothing; give a positive one")
+    if config["device"] not in ("cpu", "cuda"):
+        fail(f"--device '{config['device']}' is unknown; there are cpu and cuda")
+    if config["device"] == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: no CUDA device is available to this PyTorch; use --device cpu")
+
+
+# ---------------------------------------------------------------------- results
+
+def run_name(run, cfg, module):
+    """Name of a run's files: what was run, every flag that differs from its default, the seed."""
+    memory = ("actor_" if not cfg.recurrent_critic else "critic_" if not cfg.recurrent_actor else "") + cfg.core \
+        if cfg.recurrent_actor or cfg.recurrent_critic else "ff"
+    defaults = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
+    if memory != "ff":
+        defaults.update(module.RECURRENT_DEFAULTS)
+    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
+              "threads", "results_dir", "overwrite", "save_model", "load_model", "test", "max_timesteps"}
+    other = [f"{k}={v}" for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
+    return "_".join([run.env.replace("/", "-"), run.policy, memory, *other, f"seed={run.seed}"])
+
+
+class Results:
+    """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
+
+    def __init__(self, run, cfg, module):
+        self.path = os.path.join(run.results_dir, run_name(run, cfg, module))
+        if os.path.exists(self.path + ".csv") and not run.overwrite:
+            fail(f"{self.path}.csv exists; add --overwrite to replace it, or choose another --results_dir or --seed")
+        try:
+            os.makedirs(run.results_dir, exist_ok=True)
+            self.file = open(self.path + ".csv", "w", newline="")
+        except OSError as error:
+            fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(["step", "episode", "return", "length", "seconds"])
+        self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
+                         versions={**{p: importlib.metadata.version(p) for p in
+                                      ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")},
+                                   "python": platform.python_version(), "machine": processor()})
+        self.start = time.time()
+        self.write_info()
+
+    def write_info(self):
+        with open(self.path + ".json.new", "w") as file:
+            json.dump(self.info, file, indent=1)
+        os.replace(self.path + ".json.new", self.path + ".json")
+
+    def add(self, step, returns, lengths):
+        seconds = time.time() - self.start
+        for episode, (ret, length) in enumerate(zip(returns, lengths)):
+            self.writer.writerow([step, episode, f"{ret:.3f}", length, f"{seconds:.1f}"])
+        self.file.flush()
+
+    def finish(self):
+        self.file.close()
+        self.info.update(finished=True, seconds=round(time.time() - self.start, 1))
+        self.write_info()
+
+
+def commit():
+    """The commit this code is at, with '+' if tracked files differ from it; '' outside a repository."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True,
+                              text=True).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
+    except OSError:
+        return ""
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+# ---------------------------------------------------------------------- training
+
+def history_row(state, action, reward, keep):
+    """What the agent perceives, (num_envs, row): observation, previous action and reward, zero where keep is 0."""
+    return np.concatenate([state, action * keep, reward[:, None] * keep], 1, dtype=np.float32)
+
+
+def evaluate(agent, env, spec, episodes, seed):
+    """Returns and lengths of some episodes: no exploration, memory from zero at each start, the same starts every time."""
+    returns, lengths = [], []
+    for episode in range(episodes):
+        state, _ = env.reset(seed=seed if episode == 0 else None)
+        row = history_row(state[None], np.zeros((1, spec.action_dim)), np.zeros(1), 0)
+        hidden = np.zeros((1, agent.hidden_size), np.float32)
+        total, length, done = 0.0, 0, False
+        while not done:
+            action, hidden = agent.act(row, hidden, explore=False)
+            state, reward, terminated, truncated, _ = env.step(action[0])
+            row = history_row(state[None], action, np.array([reward]), 1)
+            total, length, done = total + reward, length + 1, terminated or truncated
+        returns.append(total)
+        lengths.append(length)
+    return returns, lengths
+
+
+def seed_everything(run):
+    random.seed(run.seed)
+    np.random.seed(run.seed)
+    torch.manual_seed(run.seed)
+    torch.set_num_threads(run.threads)
+    torch.set_flush_denormal(True)                                     # denormal numbers slow an LSTM down, and matter to none
+
+
+def test(run, agent, env, spec):
+    returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000)
+    print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
+          f"(mean length {np.mean(lengths):.0f})")
+
+
+def train(run, cfg, module, agent, envs, eval_env, spec):
+    """The loop: act, step, add, train when the agent says so, evaluate."""
+    size = min(cfg.memory_size, 2 * cfg.max_timesteps)                 # at most a row per step and one per episode
+    needed = Buffer.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size)
+    print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full", flush=True)
+    try:
+        buffer = Buffer(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, run.num_envs, run.seed, run.device)
+    except (RuntimeError, MemoryError):
+        fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size")
+    results = Results(run, cfg, module)
+    best, report = -math.inf, ""
+    # A bar on a terminal; in a file a line per evaluation
+    bar = tqdm(total=cfg.max_timesteps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def evaluation(step):
+        nonlocal best, report
+        returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
+        results.add(step, returns, lengths)
+        seconds = time.time() - results.start
+        rate = step / seconds
+        report = f"return {np.mean(returns):.1f}"
+        if bar.disable:
+            print(f"step {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}, {rate:.0f} steps/s, "
+                  f"{(cfg.max_timesteps - step) / rate / 60 if step else math.nan:.1f} min left", flush=True)
+        bar.set_postfix_str(report)
+        if run.save_model:
+            config = {**asdict(run), **asdict(cfg)}
+            save_checkpoint(results.path + ".last.pt", agent, config, step)
+            if np.mean(returns) > best:
+                save_checkpoint(results.path + ".best.pt", agent, config, step)
+        best = max(best, np.mean(returns))
+
+    evaluation(0)
+    state, _ = envs.reset(seed=run.seed)
+    row = history_row(state, np.zeros((run.num_envs, spec.action_dim)), np.zeros(run.num_envs), 0)
+    hidden = np.zeros((run.num_envs, agent.hidden_size), np.float32)
+    for step in range(run.num_envs, cfg.max_timesteps + run.num_envs, run.num_envs):
+        action, next_hidden = agent.act(row, hidden, warm_up=step <= cfg.start_timesteps)
+        next_state, reward, terminated, truncated, info = envs.step(action)
+        done = terminated | truncated
+        last_state = next_state
+        if done.any():                                                 # next_state is then the next episode's first
+            last_state = next_state.copy()
+            last_state[done] = np.stack(info["final_obs"][done])
+        buffer.add(state, action, reward, last_state, terminated, truncated, hidden, next_hidden)
+
+        keep = 1 - done[:, None]                                       # a new episode starts from an empty memory
+        state, hidden = next_state, next_hidden * keep.astype(np.float32)
+        row = history_row(state, action, reward, keep)
+
+        while agent.ready(buffer):
+            losses = agent.train(buffer)
+            if not all(math.isfinite(loss) for loss in losses.values()):
+                fail_nan(step, losses, results.path, run)
+        bar.update(run.num_envs)
+        if step // run.eval_freq > (step - run.num_envs) // run.eval_freq:
+            evaluation(step)
+    bar.close()
+    results.finish()
+    print(f"{results.path}.csv written, best evaluation {best:.1f}")
+
+
+def fail_nan(step, losses, path, run):
+    """Stop a run that has diverged."""
+    saved = f"the last good model is {path}.last.pt" if run.save_model else "no model was saved (--save_model would have)"
+    print(f"error: {', '.join(f'{k} is {float(v)}' for k, v in losses.items())} at step {step}; {saved}; all flags are in "
+          f"{path}.json; a smaller --lr may help", file=sys.stderr)
+    sys.exit(1)
+
+
+def main(argv=None):
+    run, cfg, module, checkpoint = parse(sys.argv[1:] if argv is None else argv)
+    seed_everything(run)
+    observation = dict(observe=run.observe, flicker=run.flicker, obs_noise=run.obs_noise, sensor_dropout=run.sensor_dropout)
+    try:
+        eval_env = make_env(run.env, **observation)
+        spec = env_spec(eval_env)
+        if spec.discrete and not module.DISCRETE:
+            fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; use --policy PPO")
+        envs = None if run.test else make_vector_env(run.env, run.num_envs, **observation)
+    except ValueError as error:
+        fail(str(error))
+    agent = getattr(module, run.policy)(spec, cfg, run.seed, run.device)
+    if checkpoint:
+        try:
+            agent.load_state_dict(checkpoint["agent"])
+        except (RuntimeError, KeyError):
+            fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
+    if run.test:
+        return test(run, agent, eval_env, spec)
+    try:
+        train(run, cfg, module, agent, envs, eval_env, spec)
+    except KeyboardInterrupt:
+        print("\ninterrupted: evaluations so far are kept" + (", and the last model" if run.save_model else ""), file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

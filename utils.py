@@ -1,0 +1,320 @@
+"""Mechanism that every algorithm shares: the buffer of sequences, masked means, network heads, optimizers, checkpoints."""
+import os
+import sys
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Batch(NamedTuple):
+    """Windows of steps, (B, L, dim). Padding lies at a window's end, where `mask` is False, and repeats its last row."""
+    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; the last is next to step L
+    state: torch.Tensor         # (B, L, state_dim)
+    action: torch.Tensor        # (B, L, action_dim)
+    reward: torch.Tensor        # (B, L, 1)
+    next_state: torch.Tensor    # (B, L, state_dim)
+    not_done: torch.Tensor      # (B, L, 1)         0 where the episode terminated: do not bootstrap
+    mask: torch.Tensor          # (B, L, 1) bool    a real step, to be trained on
+    end: torch.Tensor           # (B, L, 1) bool    the last stored step of its episode, terminated or not
+    past: torch.Tensor          # (B, K, row)       the steps before the window, for burn-in, left-aligned
+    past_length: torch.Tensor   # (B,)              how many of these K are real
+    hidden: torch.Tensor        # (B, hidden_size)  memory before the first of `past`, or of the window if there are none
+    index: torch.Tensor         # (B, L + 1)        where in the buffer each row lies
+    steps: int                  # real steps in the batch: mask.sum()
+
+    def select(self, windows):
+        """The batch of these windows only, trimmed to their longest."""
+        picked = [x[windows] if torch.is_tensor(x) else x for x in self]
+        batch = Batch(*picked)
+        L = int(batch.mask.sum(1).max())
+        trimmed = {name: getattr(batch, name)[:, :L]
+                   for name in ("state", "action", "reward", "next_state", "not_done", "mask", "end")}
+        return batch._replace(**trimmed, history=batch.history[:, :L + 1], index=batch.index[:, :L + 1],
+                              steps=int(batch.mask.sum()))
+
+
+class Buffer:
+    """Sequences of steps with the hidden state before each, for replay and for on-policy rollouts alike.
+
+    One stream (a ring) per environment. A stream is a chain of rows; a row is what the agent perceived at one time:
+
+        [ observation | previous action | previous reward | previous step terminated ]    and    hidden state
+
+    An episode of T steps is T + 1 rows: its first holds the reset observation, its last the true final observation, so
+    no observation is stored twice, and step t is row t (state, hidden) together with row t + 1 (action, reward, next
+    state). Truncation is no field at all: a truncated episode ends, but its last row does not say terminated.
+
+    Which windows are sampled, so that every stored step is trained on equally often: a window of L steps may begin at any
+    step, and also up to L - 1 steps *before* its episode, of which only the part inside is used. So each step lies in
+    exactly L of these windows, first and last steps of an episode included, and drawing them uniformly is fair.
+    It takes no scan: a draw is an index into (rows) + (episodes x (L - 1)).
+
+    Args:
+        size: rows in memory, over all streams (one per step, and one more per episode)
+        state_dim, action_dim, hidden_size: widths of one row's parts
+        num_envs: number of streams
+        seed: of the generator that draws windows
+        device: where batches are delivered
+    """
+
+    def __init__(self, size, state_dim, action_dim, hidden_size, num_envs=1, seed=0, device="cpu"):
+        self.capacity = max(2, -(-size // num_envs))                   # rows per stream
+        self.state_dim, self.action_dim, self.num_envs, self.device = state_dim, action_dim, num_envs, device
+        self.hidden_size = hidden_size                                 # 0 where windows never start from a stored state
+        self.row_size = state_dim + action_dim + 1                     # of a history row; `terminated` comes after it
+        rows = self.capacity * num_envs
+        self.rows = torch.zeros(rows, self.row_size + 1)
+        self.hidden = torch.zeros(rows, hidden_size)
+        self._rows, self._hidden = self.rows.numpy(), self.hidden.numpy()  # views, to write without tensor overhead
+        # Positions count up forever within a stream; position p lies at p % capacity. Row -> episode -> first, last row
+        self.episode = np.zeros((num_envs, self.capacity), np.int32)
+        self.max_episodes = self.capacity // 2 + 2
+        self.first = np.zeros((num_envs, self.max_episodes), np.int64)
+        self.last = np.zeros((num_envs, self.max_episodes), np.int64)
+        self.head = np.full(num_envs, -1, np.int64)                    # position of the newest row
+        self.tail = np.zeros(num_envs, np.int64)                       # position of the oldest row
+        self.oldest = np.zeros(num_envs, np.int64)                     # number of the oldest episode
+        self.newest = np.full(num_envs, -1, np.int64)                  # number of the newest episode
+        self.running = np.zeros(num_envs, bool)                        # is the newest episode unfinished?
+        self.added = 0                                                 # steps ever added
+        self.rng = np.random.default_rng(seed)
+
+    @staticmethod
+    def bytes_needed(size, state_dim, action_dim, hidden_size):
+        """RAM for `size` rows, all included."""
+        return size * (4 * (state_dim + action_dim + 2 + hidden_size) + 4 + 8)
+
+    def __len__(self):
+        """Steps stored."""
+        return int((self.head - self.tail + 1).clip(0).sum() - (self.newest - self.oldest + 1).sum())
+
+    # ------------------------------------------------------------------ writing
+
+    def add(self, state, action, reward, next_state, terminated, truncated, hidden, next_hidden):
+        """Store one step of every environment. Arrays of (num_envs, dim); reward and flags (num_envs,).
+
+        At an episode's end `next_state` must be its true last observation, not the next episode's first. `hidden` is
+        used at an episode's first step only: afterwards it is the `next_hidden` of the step before.
+        """
+        for env in range(self.num_envs):
+            if not self.running[env]:
+                self._begin_episode(env, state[env], hidden[env])
+            at = self._append(env)
+            row = self._rows[at]
+            row[:self.state_dim] = next_state[env]
+            row[self.state_dim:-2] = action[env]
+            row[-2] = reward[env]
+            row[-1] = terminated[env]
+            self._hidden[at] = next_hidden[env, :self.hidden_size]
+            self.running[env] = not (terminated[env] or truncated[env])
+        self.added += self.num_envs
+
+    def _begin_episode(self, env, state, hidden):
+        self.newest[env] += 1
+        slot = self.newest[env] % self.max_episodes
+        self.first[env, slot] = self.head[env] + 1
+        at = self._append(env)
+        self._rows[at] = 0
+        self._rows[at, :self.state_dim] = state
+        self._hidden[at] = hidden[:self.hidden_size]
+        self.running[env] = True
+
+    def _append(self, env):
+        """Move the write head on one row, dropping the oldest row if the ring is full; returns where to write."""
+        self.head[env] += 1
+        position, slot = self.head[env], self.newest[env] % self.max_episodes
+        if position - self.tail[env] >= self.capacity:
+            self.tail[env] += 1
+            oldest = self.oldest[env] % self.max_episodes
+            self.first[env, oldest] += 1                               # its episode now begins a step later
+            if self.first[env, oldest] >= self.last[env, oldest] and self.oldest[env] < self.newest[env]:
+                self.tail[env] = self.last[env, oldest] + 1            # only its final row was left
+                self.oldest[env] += 1
+        self.last[env, slot] = position
+        at = position % self.capacity
+        self.episode[env, at] = slot
+        return env * self.capacity + at
+
+    def clear(self):
+        """Forget all steps. Episodes that are still running go on: their newest row is kept, to be the first again."""
+        for env in range(self.num_envs):
+            at = env * self.capacity + self.head[env] % self.capacity
+            row, hidden, running = self._rows[at].copy(), self._hidden[at].copy(), self.running[env]
+            self.head[env], self.tail[env], self.oldest[env], self.newest[env] = -1, 0, 0, -1
+            if running:
+                self._begin_episode(env, row[:self.state_dim], hidden)
+                self._rows[env * self.capacity] = row                  # with its previous action and reward
+
+    # ------------------------------------------------------------------ reading
+
+    def sample(self, batch_size, seq_len=1, burn_in=0):
+        """Draw windows until they hold at least `batch_size` real steps: every stored step is equally likely.
+
+        Stopping at a count keeps that (Wald's identity: windows are independent, and the stop looks at no later one) and
+        makes an update equally large whatever the episodes' lengths; with windows of 32, 256 steps are 8 full windows.
+
+        Args:
+            batch_size: steps to be trained on, padding not counted
+            seq_len: steps in a window, or "full" for whole episodes
+            burn_in: up to this many steps before each window are returned in `past`
+        """
+        draws, total = [], 0
+        while total < batch_size:
+            env, start, length, slot = self._draw(batch_size - total, seq_len)
+            real = length > 0
+            draws.append(np.stack([env, start, length, slot])[:, real])
+            total += int(length[real].sum())
+        windows = np.concatenate(draws, 1)
+        enough = np.searchsorted(np.cumsum(windows[2]), batch_size) + 1
+        return self._gather(*windows[:, :enough], burn_in)
+
+    def _draw(self, steps, seq_len):
+        """Random windows (env, start, length, episode slot), about `steps` long together; some have length 0."""
+        rows = self.head - self.tail + 1                               # (num_envs,)
+        episodes = self.newest - self.oldest + 1
+        L = seq_len
+        if seq_len == "full":                                          # an episode is a window: draw episodes alone
+            rows, L = 0 * rows, 2
+        upto = np.cumsum(rows + episodes * (L - 1))
+        expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)
+        draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)
+        env = np.searchsorted(upto, draw, side="right")
+        draw = draw - (upto - rows - episodes * (L - 1))[env]
+        # Below rows[env]: a window that begins at that row. Above: one that begins before the episode does
+        begins_inside = draw < rows[env]
+        number, before = np.divmod(np.maximum(draw - rows[env], 0), max(L - 1, 1))
+        position = self.tail[env] + draw
+        slot = np.where(begins_inside, self.episode[env, position % self.capacity],
+                        (self.oldest[env] + number) % self.max_episodes)
+        first, last = self.first[env, slot], self.last[env, slot]
+        if seq_len == "full":
+            return env, first, last - first, slot
+        position = np.where(begins_inside, position, first - 1 - before)
+        start = np.maximum(position, first)
+        return env, start, np.minimum(position + L, last) - start, slot
+
+    def windows(self, seq_len):
+        """All stored steps, cut into windows in order of time, one stream after the other. For on-policy learning."""
+        cuts = []
+        for env in range(self.num_envs):
+            for number in range(self.oldest[env], self.newest[env] + 1):
+                slot = number % self.max_episodes
+                first, last = self.first[env, slot], self.last[env, slot]
+                L = last - first if seq_len == "full" else seq_len
+                cuts += [(env, start, min(L, last - start), slot) for start in range(first, last, max(L, 1))]
+        return self._gather(*np.array(cuts).T, burn_in=0)
+
+    def _gather(self, env, start, length, slot, burn_in):
+        """Collect windows. One gather; no row outside a window's own episode is touched, not even for padding."""
+        B, L = len(start), int(length.max())
+        step = np.arange(L + 1)
+        base = env[:, None] * self.capacity
+        position = start[:, None] + np.minimum(step, length[:, None])  # (B, L + 1); padding repeats the last row
+        index = torch.from_numpy(base + position % self.capacity)
+        rows = self._take(self.rows, index)                            # (B, L + 1, row + 1)
+        mask = step[:L] < length[:, None]                              # (B, L)
+        end = position[:, 1:] == self.last[env, slot][:, None]
+        S = self.state_dim
+
+        past_length = np.minimum(burn_in, start - self.first[env, slot])   # (B,); an episode's first steps have no past
+        past_start = start - past_length
+        past_step = np.minimum(np.arange(burn_in), np.maximum(past_length[:, None] - 1, 0))
+        past_index = torch.from_numpy(base + (past_start[:, None] + past_step) % self.capacity)
+        hidden_index = torch.from_numpy((env * self.capacity + past_start % self.capacity)[:, None])
+        return Batch(
+            history=rows[..., :-1], state=rows[:, :-1, :S], action=rows[:, 1:, S:-2], reward=rows[:, 1:, -2:-1],
+            next_state=rows[:, 1:, :S], not_done=1 - rows[:, 1:, -1:],
+            mask=torch.from_numpy(mask)[..., None].to(self.device),
+            end=torch.from_numpy(end & mask)[..., None].to(self.device),
+            past=self._take(self.rows, past_index)[..., :-1],
+            past_length=torch.from_numpy(past_length).to(self.device),
+            hidden=self._take(self.hidden, hidden_index)[:, 0], index=index, steps=int(length.sum()))
+
+    def _take(self, source, index):
+        return source[index].to(self.device)
+
+    def write_hidden(self, batch, states):
+        """Replace the stored hidden states of a batch's real steps by recomputed ones (B, L, hidden_size)."""
+        real = batch.mask[..., 0].cpu()
+        self.hidden[batch.index[:, :-1][real]] = states.cpu()[real]
+
+
+# ---------------------------------------------------------------------- networks and losses
+
+def masked_mean(x, mask):
+    """Mean of x over the real steps: x (B, L, 1), mask (B, L, 1) bool. What lies in padding, even NaN, has no influence."""
+    assert x.shape == mask.shape, (x.shape, mask.shape)
+    return torch.where(mask, x, 0).sum() / mask.sum()
+
+
+class MLP(nn.Module):
+    """`n` independent multi-layer perceptrons with ReLU, computed together: x (B, L, in) -> (n, B, L, out).
+
+    Both Q-heads of a twin critic are one batched product per layer: half as many operations to launch. Initialised as
+    nn.Linear is: uniform in +-1/sqrt(in).
+    """
+
+    def __init__(self, n, in_size, hidden_size, hidden_layers, out_size):
+        super().__init__()
+        sizes = [in_size] + [hidden_size] * hidden_layers + [out_size]
+        bounds = [fan_in ** -0.5 for fan_in in sizes[:-1]]
+        self.weights = nn.ParameterList([torch.empty(n, i, o).uniform_(-b, b) for i, o, b in zip(sizes, sizes[1:], bounds)])
+        self.biases = nn.ParameterList([torch.empty(n, 1, o).uniform_(-b, b) for o, b in zip(sizes[1:], bounds)])
+        self.n = n
+
+    def forward(self, x):
+        B, L, _ = x.shape
+        x = x.reshape(1, B * L, -1).expand(self.n, -1, -1)             # (n, B * L, in)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x if i == 0 else F.relu(x), weight)
+        return x.view(self.n, B, L, -1)
+
+
+def adam(network, lr, core_lr=None):
+    """Adam over a network, with a learning rate of its own for the recurrent core if `core_lr` is given."""
+    core = list(network.core.parameters())
+    rest = [p for p in network.parameters() if all(p is not c for c in core)]
+    groups = [{"params": rest, "lr": lr}] + ([{"params": core, "lr": core_lr or lr}] if core else [])
+    return torch.optim.Adam(groups, fused=True)
+
+
+@torch.no_grad()
+def soft_update(network, target, tau):
+    """target <- tau * network + (1 - tau) * target."""
+    torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), tau)
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+def save_checkpoint(path, agent, config, step):
+    """Write one dictionary: what is needed to rebuild the agent. To a new file first, so that a crash leaves the old one."""
+    torch.save({"config": config, "step": step, "agent": agent.state_dict()}, path + ".new")
+    os.replace(path + ".new", path)
+
+
+def load_checkpoint(path):
+    """Read what save_checkpoint wrote, without executing code from the file.
+
+    Raises:
+        ValueError: with one line that says what is wrong with the file
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"no model file at '{path}'; --save_model writes <run>.last.pt and <run>.best.pt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, Exception) as error:
+        raise ValueError(f"'{path}' is damaged or not a model of this project ({type(error).__name__}); "
+                         "give a file written by --save_model") from None
+    if not isinstance(checkpoint, dict) or not {"config", "step", "agent"} <= set(checkpoint):
+        raise ValueError(f"'{path}' is not a model of this project; give a file written by --save_model")
+    return checkpoint
+
+
+def fail(message):
+    """Bad input: one line on stderr, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
