@@ -26,6 +26,7 @@ from utils import MLP, adam, masked_mean, soft_update
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
     batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
@@ -44,7 +45,7 @@ class HyperParameters(MemoryFlags):
 
 # What changes where actor or critic is recurrent
 RECURRENT_DEFAULTS = dict(seq_len=32, hidden_layers=1)
-ON_POLICY, DISCRETE = False, False
+DISCRETE = False
 
 
 class Actor(nn.Module):
@@ -74,6 +75,9 @@ class Critic(nn.Module):
     def head(self, features, action):
         return self.mlp(torch.cat([features, action], -1))             # (2, B, L, 1)  # TD3: twins
 
+    def Q1(self, features, action):                                    # TD3: the actor follows the first twin
+        return self.mlp(torch.cat([features, action], -1), n=1)[0]     # (B, L, 1)
+
 
 class TD3:
     def __init__(self, spec, cfg, seed=0, device="cpu"):
@@ -87,11 +91,14 @@ class TD3:
         self.hidden_size = self.actor.core.hidden_size + self.critic_remembers * self.critic.core.hidden_size
         self.stored_hidden_size = self.hidden_size if cfg.hidden_init == "stored" else 0
         self.rng = np.random.default_rng(seed)
-        self.steps_trained = 0
-        self.updates = 0
+        self.steps, self.steps_trained = 0, 0
+        self.updates = 0                                                        # TD3: for the delay
+
+    def buffer_size(self):
+        return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)            # rows: at most two a step
 
     @torch.no_grad()
-    def act(self, history, hidden, explore=True, warm_up=False):
+    def act(self, history, hidden, explore=True):
         """Act in N environments: history (N, row), hidden (N, hidden_size) -> action, next_hidden, as numpy arrays.
 
         The memory advances on every step, those with random actions included.
@@ -102,21 +109,22 @@ class TD3:
         if self.critic_remembers:
             next_hidden = torch.cat([next_hidden, self.critic.core(history, hidden_critic)[1]], -1)
         action = action[:, 0].cpu().numpy()                                     # (N, action_dim)
-        if explore and warm_up:
+        if explore and self.steps < self.cfg.start_timesteps:
             action = self.rng.uniform(-1, 1, action.shape).astype(np.float32)
         elif explore:
             noise = self.rng.normal(0, self.cfg.expl_noise, action.shape)
             action = (action + noise).clip(-1, 1).astype(np.float32)
+        self.steps += explore * len(action)
         return action, next_hidden.cpu().numpy()
 
     def ready(self, buffer):
         """Is an update due? As many as keep `replay_ratio` steps trained on per step in the environment."""
-        return (buffer.added - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
+        return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
 
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
-        self.updates += 1
+        self.updates += 1                                                       # TD3: for the delay
 
         # Sample windows of stored steps
         batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
@@ -140,17 +148,17 @@ class TD3:
             next_action = (next_action + noise).clamp(-1, 1)
 
             # Compute the target Q value
-            target_Q = self.critic_target.head(critic_features[:, 1:], next_action)      # (2, B, L, 1)
+            target_Q = self.critic_target.head(critic_features[:, 1:], next_action)      # (2, B, L, 1)  # TD3: twins
             target_Q = target_Q.min(0).values                                   # TD3: the smaller of the twins
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (B, L, 1)
 
         # Get the current Q estimates
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
-        current_Q = self.critic.head(critic_features, batch.action)             # (2, B, L, 1)
-        assert current_Q.shape[1:] == target_Q.shape == (B, L, 1)
+        current_Q = self.critic.head(critic_features, batch.action)             # (2, B, L, 1)  # TD3: twins
+        assert current_Q.shape[1:] == target_Q.shape == (B, L, 1)  # TD3: twins
 
         # Compute the critic loss
-        critic_loss = masked_mean((current_Q - target_Q).square().sum(0), mask)
+        critic_loss = masked_mean((current_Q - target_Q).square().sum(0), mask)  # TD3: sum over the twins
 
         # Optimize the critic
         self.critic_optimizer.zero_grad()
@@ -158,30 +166,38 @@ class TD3:
         self.critic_optimizer.step()
         losses = {"critic_loss": critic_loss.detach()}
 
-        if self.updates % cfg.policy_freq == 0:                                 # TD3: delayed policy updates
-            # Compute the actor loss, with the critic's features as they are now
-            with torch.no_grad():
-                critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-            action, _ = self.actor(history[:, :-1], hidden_actor)               # (B, L, action_dim)
-            actor_loss = -masked_mean(self.critic.head(critic_features, action)[0], mask)
+        if self.updates % cfg.policy_freq != 0:                                 # TD3: delayed policy updates
+            self.refresh_hidden(buffer, batch, hidden_actor, hidden_critic)     # TD3: delayed policy updates
+            return losses                                                       # TD3: delayed policy updates
 
-            # Optimize the actor alone
-            self.actor_optimizer.zero_grad()
-            actor_loss.backward(inputs=list(self.actor.parameters()))
-            self.actor_optimizer.step()
-            losses["actor_loss"] = actor_loss.detach()
+        # Compute the actor loss, with the critic's features as they are now
+        with torch.no_grad():
+            critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
+        action, _ = self.actor(history[:, :-1], hidden_actor)                   # (B, L, action_dim)
+        actor_loss = -masked_mean(self.critic.Q1(critic_features, action), mask)  # TD3: the first twin
 
-            # Let the target networks follow
-            soft_update(self.critic, self.critic_target, cfg.tau)
-            soft_update(self.actor, self.actor_target, cfg.tau)
+        # Optimize the actor alone
+        self.actor_optimizer.zero_grad()
+        actor_loss.backward(inputs=list(self.actor.parameters()))
+        self.actor_optimizer.step()
+        losses["actor_loss"] = actor_loss.detach()
 
-        # Refresh the stored hidden states of these steps with the new weights
-        if cfg.hidden_refresh:
-            states = [self.actor.core.states(history[:, :-1], hidden_actor)]
-            if self.critic_remembers:
-                states.append(self.critic.core.states(history[:, :-1], hidden_critic))
-            buffer.write_hidden(batch, torch.cat(states, -1))
+        # Let the target networks follow
+        soft_update(self.critic, self.critic_target, cfg.tau)
+        soft_update(self.actor, self.actor_target, cfg.tau)
+
+        # Refresh the stored hidden states of these windows with the new weights
+        self.refresh_hidden(buffer, batch, hidden_actor, hidden_critic)
         return losses
+
+    def refresh_hidden(self, buffer, batch, hidden_actor, hidden_critic):
+        """--hidden_refresh: write the windows' hidden states back, recomputed with the weights as they are now."""
+        if not self.cfg.hidden_refresh:
+            return
+        states = [self.actor.core.states(batch.history, hidden_actor)]          # (B, L + 1, hidden_size)
+        if self.critic_remembers:
+            states.append(self.critic.core.states(batch.history, hidden_critic))
+        buffer.write_hidden(batch, torch.cat(states, -1))
 
     def state_dict(self):
         return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict()}

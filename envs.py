@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import difflib
 import os
+import sys
 from functools import partial
 from typing import NamedTuple
 
@@ -99,17 +100,20 @@ class OneHotAction(gym.ActionWrapper):
 
 @contextlib.contextmanager
 def quiet():
-    """Silence what PyBullet's C code prints on stdout when it is loaded and connected to."""
-    stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    """Silence what PyBullet's C code prints when it is loaded and connected to."""
+    sys.stdout.flush()
+    stdout, stderr, null = os.dup(1), os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
+    os.dup2(null, 2)
     try:
         yield
     finally:
         with contextlib.suppress(Exception):
             ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
-        os.close(stdout)
-        os.close(null)
+        os.dup2(stderr, 2)
+        for descriptor in (stdout, stderr, null):
+            os.close(descriptor)
 
 
 def make_env(env_id, **observation):

@@ -31,7 +31,7 @@ from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from utils import Buffer, fail, load_checkpoint, save_checkpoint
 
-POLICIES = ["TD3"]                                      # a new algorithm: one file, one entry here
+POLICIES = ["TD3", "DDPG", "PPO"]                                      # a new algorithm: one file, one entry here
 
 
 @dataclass
@@ -40,7 +40,6 @@ class RunFlags:
     policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
     env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id")
     seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
-    num_envs: int = flag(1, "environments stepped together")
     eval_freq: int = flag(5_000, "steps between evaluations")
     eval_episodes: int = flag(10, "episodes of an evaluation")
     observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
@@ -310,13 +309,13 @@ def test(run, agent, env, spec):
 
 def train(run, cfg, module, agent, envs, eval_env, spec):
     """The loop: act, step, add, train when the agent says so, evaluate."""
-    size = min(cfg.memory_size, 2 * cfg.max_timesteps)                 # at most a row per step and one per episode
+    size = agent.buffer_size()
     needed = Buffer.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full", flush=True)
     try:
-        buffer = Buffer(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, run.num_envs, run.seed, run.device)
+        buffer = Buffer(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device)
     except (RuntimeError, MemoryError):
-        fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size")
+        fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
     best, report = -math.inf, ""
     # A bar on a terminal; in a file a line per evaluation
@@ -342,10 +341,10 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
 
     evaluation(0)
     state, _ = envs.reset(seed=run.seed)
-    row = history_row(state, np.zeros((run.num_envs, spec.action_dim)), np.zeros(run.num_envs), 0)
-    hidden = np.zeros((run.num_envs, agent.hidden_size), np.float32)
-    for step in range(run.num_envs, cfg.max_timesteps + run.num_envs, run.num_envs):
-        action, next_hidden = agent.act(row, hidden, warm_up=step <= cfg.start_timesteps)
+    row = history_row(state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
+    hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
+    for step in range(cfg.num_envs, cfg.max_timesteps + cfg.num_envs, cfg.num_envs):
+        action, next_hidden = agent.act(row, hidden)
         next_state, reward, terminated, truncated, info = envs.step(action)
         done = terminated | truncated
         last_state = next_state
@@ -362,8 +361,8 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
             losses = agent.train(buffer)
             if not all(math.isfinite(loss) for loss in losses.values()):
                 fail_nan(step, losses, results.path, run)
-        bar.update(run.num_envs)
-        if step // run.eval_freq > (step - run.num_envs) // run.eval_freq:
+        bar.update(cfg.num_envs)
+        if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq:
             evaluation(step)
     bar.close()
     results.finish()
@@ -387,7 +386,7 @@ def main(argv=None):
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
             fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; use --policy PPO")
-        envs = None if run.test else make_vector_env(run.env, run.num_envs, **observation)
+        envs = None if run.test else make_vector_env(run.env, cfg.num_envs, **observation)
     except ValueError as error:
         fail(str(error))
     agent = getattr(module, run.policy)(spec, cfg, run.seed, run.device)

@@ -197,7 +197,7 @@ class Buffer:
         start = np.maximum(position, first)
         return env, start, np.minimum(position + L, last) - start, slot
 
-    def windows(self, seq_len):
+    def windows(self, seq_len, burn_in=0):
         """All stored steps, cut into windows in order of time, one stream after the other. For on-policy learning."""
         cuts = []
         for env in range(self.num_envs):
@@ -206,7 +206,7 @@ class Buffer:
                 first, last = self.first[env, slot], self.last[env, slot]
                 L = last - first if seq_len == "full" else seq_len
                 cuts += [(env, start, min(L, last - start), slot) for start in range(first, last, max(L, 1))]
-        return self._gather(*np.array(cuts).T, burn_in=0)
+        return self._gather(*np.array(cuts).T, burn_in)
 
     def _gather(self, env, start, length, slot, burn_in):
         """Collect windows. One gather; no row outside a window's own episode is touched, not even for padding."""
@@ -238,9 +238,10 @@ class Buffer:
         return source[index].to(self.device)
 
     def write_hidden(self, batch, states):
-        """Replace the stored hidden states of a batch's real steps by recomputed ones (B, L, hidden_size)."""
-        real = batch.mask[..., 0].cpu()
-        self.hidden[batch.index[:, :-1][real]] = states.cpu()[real]
+        """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_size)."""
+        mask = batch.mask[..., 0].cpu()
+        real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
+        self.hidden[batch.index[real]] = states.cpu()[real]
 
 
 # ---------------------------------------------------------------------- networks and losses
@@ -266,19 +267,22 @@ class MLP(nn.Module):
         self.biases = nn.ParameterList([torch.empty(n, 1, o).uniform_(-b, b) for o, b in zip(sizes[1:], bounds)])
         self.n = n
 
-    def forward(self, x):
-        B, L, _ = x.shape
-        x = x.reshape(1, B * L, -1).expand(self.n, -1, -1)             # (n, B * L, in)
+    def forward(self, x, n=None):
+        """n: compute the first n of them only."""
+        n, (B, L, _) = n or self.n, x.shape
+        x = x.reshape(1, B * L, -1).expand(n, -1, -1)                  # (n, B * L, in)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, x if i == 0 else F.relu(x), weight)
-        return x.view(self.n, B, L, -1)
+            x = torch.baddbmm(bias[:n], x if i == 0 else F.relu(x), weight[:n])
+        return x.view(n, B, L, -1)
 
 
 def adam(network, lr, core_lr=None):
     """Adam over a network, with a learning rate of its own for the recurrent core if `core_lr` is given."""
     core = list(network.core.parameters())
     rest = [p for p in network.parameters() if all(p is not c for c in core)]
-    groups = [{"params": rest, "lr": lr}] + ([{"params": core, "lr": core_lr or lr}] if core else [])
+    groups = [{"params": rest, "lr": lr, "initial_lr": lr}]
+    if core:
+        groups.append({"params": core, "lr": core_lr or lr, "initial_lr": core_lr or lr})
     return torch.optim.Adam(groups, fused=True)
 
 
