@@ -29,7 +29,7 @@ class HyperParameters(MemoryFlags):
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
     batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
-    replay_ratio: float = flag(256, "stored steps trained on per environment step; batch_size gives one update a step")
+    replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "steps the replay buffer holds")
     lr: float = flag(6e-4, "learning rate of actor and critic")
     discount: float = flag(0.98, "discount factor gamma", high=1)
