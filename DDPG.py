@@ -28,7 +28,7 @@ class HyperParameters(MemoryFlags):
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
-    batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
+    batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "steps the replay buffer holds")
     lr: float = flag(6e-4, "learning rate of actor and critic")
@@ -52,12 +52,12 @@ class Actor(nn.Module):
         self.core = make_core(cfg.recurrent_actor, cfg, spec.state_dim, spec.action_dim)
         self.mlp = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, spec.action_dim)
 
-    def head(self, features):
-        return torch.tanh(self.mlp(features)[0])                       # (B, L, action_dim)
+    def head(self, features, real=None):
+        return torch.tanh(self.mlp(features, real)[0])                 # (B, L, action_dim)
 
-    def forward(self, history, hidden):
+    def forward(self, history, hidden, real=None):
         features, next_hidden = self.core(history, hidden)
-        return self.head(features), next_hidden
+        return self.head(features, real), next_hidden
 
 
 class Critic(nn.Module):
@@ -68,8 +68,8 @@ class Critic(nn.Module):
         self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
         self.mlp = MLP(1, self.core.feature_size + spec.action_dim, cfg.hidden_size, cfg.hidden_layers, 1)
 
-    def head(self, features, action):
-        return self.mlp(torch.cat([features, action], -1))[0]          # (B, L, 1)
+    def head(self, features, action, real=None):
+        return self.mlp(torch.cat([features, action], -1), real)[0]    # (B, L, 1)
 
 
 class DDPG:
@@ -121,6 +121,7 @@ class DDPG:
         batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
         B, L = batch.mask.shape[:2]
         history, mask = batch.history, batch.mask                               # (B, L + 1, row), (B, L, 1)
+        real = batch.real                                                       # heads skip padding
         self.steps_trained += batch.steps
 
         # Burn in: start states of every network at the windows' first step
@@ -133,15 +134,15 @@ class DDPG:
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
 
             # Select the next action according to the target policy
-            next_action = self.actor_target.head(actor_features[:, 1:])         # (B, L, action_dim)
+            next_action = self.actor_target.head(actor_features[:, 1:], real)         # (B, L, action_dim)
 
             # Compute the target Q value
-            target_Q = self.critic_target.head(critic_features[:, 1:], next_action)      # (B, L, 1)
+            target_Q = self.critic_target.head(critic_features[:, 1:], next_action, real)    # (B, L, 1)
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (B, L, 1)
 
         # Get the current Q estimates
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
-        current_Q = self.critic.head(critic_features, batch.action)             # (B, L, 1)
+        current_Q = self.critic.head(critic_features, batch.action, real)       # (B, L, 1)
         assert current_Q.shape == target_Q.shape == (B, L, 1)
 
         # Compute the critic loss
@@ -156,8 +157,8 @@ class DDPG:
         # Compute the actor loss, with the critic's features as they are now
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-        action, _ = self.actor(history[:, :-1], hidden_actor)                   # (B, L, action_dim)
-        actor_loss = -masked_mean(self.critic.head(critic_features, action), mask)
+        action, _ = self.actor(history[:, :-1], hidden_actor, real)             # (B, L, action_dim)
+        actor_loss = -masked_mean(self.critic.head(critic_features, action, real), mask)
 
         # Optimize the actor alone
         self.actor_optimizer.zero_grad()

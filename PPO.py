@@ -59,9 +59,9 @@ class Actor(nn.Module):
             self.mlp.biases[-1].zero_()
         self.log_std = None if spec.discrete else nn.Parameter(torch.full((spec.action_dim,), cfg.init_log_std))
 
-    def forward(self, history, hidden):
+    def forward(self, history, hidden, real=None):
         features, next_hidden = self.core(history, hidden)
-        output = self.mlp(features)[0]                                 # (B, L, action_dim)
+        output = self.mlp(features, real)[0]                           # (B, L, action_dim)
         if self.log_std is None:
             return OneHotCategorical(logits=output, validate_args=False), next_hidden
         return Independent(Normal(output, self.log_std.exp(), validate_args=False), 1, validate_args=False), next_hidden
@@ -75,9 +75,9 @@ class Critic(nn.Module):
         self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
         self.mlp = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, 1)
 
-    def forward(self, history, hidden):
+    def forward(self, history, hidden, real=None):
         features, next_hidden = self.core(history, hidden)
-        return self.mlp(features)[0], next_hidden
+        return self.mlp(features, real)[0], next_hidden
 
 
 def gae(reward, value, next_value, not_done, end, discount, gae_lambda):
@@ -170,19 +170,19 @@ class PPO:
 
         critic_losses, actor_losses = [], []
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))
-        for epoch in range(cfg.epochs):
+        for _ in range(cfg.epochs):
             for windows in np.array_split(self.rng.permutation(B), minibatches):
                 # Sample windows of the rollout
                 windows = torch.as_tensor(windows, device=self.device)
                 batch = rollout.select(windows)
                 L = batch.mask.shape[1]
-                history, mask = batch.history[:, :-1], batch.mask               # (b, L, row), (b, L, 1)
+                history, mask, real = batch.history[:, :-1], batch.mask, batch.real     # heads skip padding
 
                 # Burn in: start states of both networks at the windows' first step
                 hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
 
                 # Compute the critic loss
-                current_value, _ = self.critic(history, hidden_critic)          # (b, L, 1)
+                current_value, _ = self.critic(history, hidden_critic, real)    # (b, L, 1)
                 assert current_value.shape == target_value[windows, :L].shape
                 critic_loss = masked_mean((current_value - target_value[windows, :L]).square(), mask)
 
@@ -190,7 +190,7 @@ class PPO:
                 self.optimize(self.critic_optimizer, self.critic, critic_loss)
 
                 # Compute the actor loss: PPO paper, equation 7
-                policy, _ = self.actor(history, hidden_actor)
+                policy, _ = self.actor(history, hidden_actor, real)
                 log_prob = policy.log_prob(batch.action)[..., None]             # (b, L, 1)
                 ratio = (log_prob - old_log_prob[windows, :L]).exp()
                 assert ratio.shape == advantage[windows, :L].shape

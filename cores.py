@@ -14,7 +14,7 @@ in the critic's head, else the actor's gradient could rewrite the critic's past.
 `hidden[t]` is the memory before it reads row t.
 """
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -37,8 +37,9 @@ class MemoryFlags:
     core_size: int = flag(64, "units of the recurrent core")
     memory_input: Literal["obs", "obs_action", "obs_action_reward"] = flag(
         "obs_action", "what the core reads at each step, besides the observation: previous action, previous reward")
-    core_lr: Union[float, None] = flag(None, "learning rate of the recurrent cores (default: that of their network)")
-    seq_len: Union[int, Literal["full"]] = flag(1, "steps in a training window: back-propagation goes no further; full = whole episodes")
+    core_lr: float | None = flag(None, "learning rate of the recurrent cores (default: that of their network)")
+    seq_len: int | Literal["full"] = flag(
+        1, "steps in a training window: back-propagation goes no further; full = whole episodes")
     hidden_init: Literal["stored", "zero"] = flag("zero", "start state of a training window: as stored while acting, or zero")
     burn_in: int = flag(0, "unroll up to this many steps before each window, without gradient, to warm up its start state", low=0)
     hidden_refresh: bool = flag(False, "after each update write the recomputed hidden states back into the buffer")

@@ -130,7 +130,7 @@ def make_env(env_id, **observation):
     try:
         with quiet():
             env = gym.make(env_id)
-            env.reset(seed=0)                                          # the first reset connects, and on Ant differs from later ones
+            env.reset(seed=0)                                          # connects; on Ant the first one differs from later ones
     except gym.error.Error:
         with quiet():
             import pybullet_envs_gymnasium  # noqa: F401

@@ -26,6 +26,11 @@ class Batch(NamedTuple):
     index: torch.Tensor         # (B, L + 1)        where in the buffer each row lies
     steps: int                  # real steps in the batch: mask.sum()
 
+    @property
+    def real(self):
+        """Where the real steps lie in a flattened (B * L), or None if all are: what heads need not waste work on."""
+        return None if self.steps == self.mask.numel() else self.mask.flatten().nonzero()[:, 0]
+
     def select(self, windows):
         """The batch of these windows only, trimmed to their longest."""
         picked = [x[windows] if torch.is_tensor(x) else x for x in self]
@@ -210,7 +215,7 @@ class Buffer:
 
     def _gather(self, env, start, length, slot, burn_in):
         """Collect windows. One gather; no row outside a window's own episode is touched, not even for padding."""
-        B, L = len(start), int(length.max())
+        L = int(length.max())
         step = np.arange(L + 1)
         base = env[:, None] * self.capacity
         position = start[:, None] + np.minimum(step, length[:, None])  # (B, L + 1); padding repeats the last row
@@ -267,12 +272,15 @@ class MLP(nn.Module):
         self.biases = nn.ParameterList([torch.empty(n, 1, o).uniform_(-b, b) for o, b in zip(sizes[1:], bounds)])
         self.n = n
 
-    def forward(self, x, n=None):
-        """n: compute the first n of them only."""
+    def forward(self, x, real=None, n=None):
+        """real: compute only these of the (B * L) steps, the others are zero. n: compute the first n networks only."""
         n, (B, L, _) = n or self.n, x.shape
-        x = x.reshape(1, B * L, -1).expand(n, -1, -1)                  # (n, B * L, in)
+        x = x.reshape(B * L, -1)
+        x = (x if real is None else x[real]).expand(n, -1, -1)         # (n, steps, in)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias[:n], x if i == 0 else F.relu(x), weight[:n])
+        if real is not None:
+            x = x.new_zeros(n, B * L, x.shape[-1]).index_copy(1, real, x)
         return x.view(n, B, L, -1)
 
 
