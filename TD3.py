@@ -204,5 +204,7 @@ class TD3:
         return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict()}
 
     def load_state_dict(self, state):
-        self.actor.load_state_dict(state["actor"])
-        self.critic.load_state_dict(state["critic"])
+        for network in (self.actor, self.actor_target):
+            network.load_state_dict(state["actor"])
+        for network in (self.critic, self.critic_target):
+            network.load_state_dict(state["critic"])

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 
 class Batch(NamedTuple):
@@ -271,14 +270,15 @@ class MLP(nn.Module):
         self.weights = nn.ParameterList([torch.empty(n, i, o).uniform_(-b, b) for i, o, b in zip(sizes, sizes[1:], bounds)])
         self.biases = nn.ParameterList([torch.empty(n, 1, o).uniform_(-b, b) for o, b in zip(sizes[1:], bounds)])
         self.n = n
+        self.layers = list(zip(self.weights, self.biases))             # a ParameterList is slow to go through
 
     def forward(self, x, real=None, n=None):
         """real: compute only these of the (B * L) steps, the others are zero. n: compute the first n networks only."""
         n, (B, L, _) = n or self.n, x.shape
         x = x.reshape(B * L, -1)
         x = (x if real is None else x[real]).expand(n, -1, -1)         # (n, steps, in)
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias[:n], x if i == 0 else F.relu(x), weight[:n])
+        for i, (weight, bias) in enumerate(self.layers):
+            x = torch.baddbmm(bias[:n], x if i == 0 else torch.relu(x), weight[:n])
         if real is not None:
             x = x.new_zeros(n, B * L, x.shape[-1]).index_copy(1, real, x)
         return x.view(n, B, L, -1)
