@@ -1,0 +1,322 @@
+"""Draw the results: reads --results_dir alone, writes figures, summary.csv and a table.
+
+    python plot.py
+    python plot.py --results_dir results --plots_dir plots
+
+One figure per environment and observation (PLOTS_DIR/ENV_OBSERVATION.png), one line per algorithm and core. Runs whose
+flags agree, but for the seed and what does not touch the training (BOOKKEEPING), are the seeds of one line. A label names
+the flags that differ from the algorithm's defaults; those that all lines of a figure share stand in its caption instead.
+More than MAX_LINES lines are spread over panels: each algorithm's cores, and what each flag changes.
+
+    line    mean over seeds of each seed's mean return, at the steps where every one of its seeds was evaluated
+    band    95% percentile-bootstrap interval of that mean: whole seeds are resampled; with one seed there is none
+    number  (table, summary.csv) mean over seeds, with the same interval, of the line's last LAST evaluations
+
+The bootstrap's generator is fixed: the same results give the same files, to the byte.
+"""
+import argparse
+import csv
+import glob
+import importlib
+import json
+import math
+import os
+import sys
+import textwrap
+from dataclasses import dataclass, fields
+
+import matplotlib.style
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from scipy.stats import bootstrap
+
+from utils import fail
+
+LAST = 5                                                               # evaluations in the table's number
+MAX_LINES = 8                                                          # in a figure of one panel
+BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "threads", "eval_freq",
+               "eval_episodes", "max_timesteps"}
+NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
+OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
+
+# An algorithm is a hue (after Okabe and Ito, for colour-blind readers), its lines are shades of it; a memory is a dash
+COLOURS = {"TD3": ["#2a1a6e", "#0072b2", "#5fd0f5"], "DDPG": ["#7a2a00", "#d55e00", "#f2b33b"],
+           "PPO": ["#00402f", "#009e73", "#8fe0c0"], "SAC": ["#56244a", "#b8578f", "#e8b4d2"]}
+OTHER_COLOUR = ["#222222", "#777777", "#bbbbbb"]
+DASHES = {"feed-forward": (0, (5, 2)), "LSTM actor and critic": "-", "LSTM actor only": (0, (6, 1.5, 1, 1.5)),
+          "LSTM critic only": (0, (1, 1.2)), "GRU actor and critic": (0, (10, 2)),
+          "GRU actor only": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "GRU critic only": (0, (1, 2.5))}
+MARKERS = "osD^vPX*<>"
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"}
+short = EngFormatter(sep="")                                           # 200k, 1.5M
+
+
+# ---------------------------------------------------------------------- reading
+
+@dataclass
+class Run:
+    config: dict
+    curve: dict                     # step -> mean return of that evaluation
+    episodes: int                   # of an evaluation
+    minutes: float
+    finished: bool
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but the seed: one line."""
+    policy: str
+    memory: str
+    flags: dict                     # what differs from the defaults
+    runs: list
+
+    def __post_init__(self):
+        self.steps = sorted(set.intersection(*[set(run.curve) for run in self.runs]))
+        self.returns = np.array([[run.curve[step] for step in self.steps] for run in self.runs])  # (seeds, steps)
+        self.last = self.returns[:, -LAST:].mean(1)                    # (seeds,)
+
+    def label(self, without=()):
+        return ", ".join([self.policy, self.memory, *[words(k, v) for k, v in self.flags.items() if k not in without]])
+
+    def order(self):
+        """TD3 before DDPG before PPO, feed-forward before LSTM before GRU, plain before flags, numbers before words."""
+        known = [(list(names).index(name) if name in names else len(names), name)
+                 for name, names in ((self.policy, COLOURS), (self.memory, DASHES))]
+        return *known, len(self.flags), [(k, isinstance(v, str), str(v) if v is None else v) for k, v in self.flags.items()]
+
+
+def words(flag, value):
+    return f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}"
+
+
+def interval(returns):
+    """95% bootstrap interval of the mean over seeds: returns (seeds, ...) -> low, high (...); NaN with a single seed."""
+    if len(returns) < 2:
+        return np.full((2, *returns.shape[1:]), np.nan)
+    return bootstrap((returns,), np.mean, method="percentile", n_resamples=5000, batch=500,
+                     rng=np.random.default_rng(0)).confidence_interval
+
+
+def defaults(config):
+    """The defaults of a run's own flags, as in main.py."""
+    if not os.path.isfile(os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{config['policy']}.py")):
+        raise ValueError(f"there is no {config['policy']}.py")
+    module = importlib.import_module(config["policy"])
+    recurrent = config["recurrent_actor"] or config["recurrent_critic"]
+    return {f.name: f.default for f in fields(module.HyperParameters)} | (module.RECURRENT_DEFAULTS if recurrent else {})
+
+
+def group_key(config):
+    """What all seeds of a line have in common. Where the learning rate decays, the length of a run is part of it."""
+    ignored = BOOKKEEPING - ({"max_timesteps"} if config.get("lr_decay") else set())
+    return tuple(sorted((k, v) for k, v in config.items() if k not in ignored))
+
+
+def read_run(path):
+    """Read PATH.json and PATH.csv. Raises ValueError, with one line, if they are missing or damaged."""
+    try:
+        name = path + ".json"
+        with open(name) as file:
+            info = json.load(file)
+        config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
+        config["seed"] = int(config["seed"])
+        hash((group_key(config), *[config[k] for k in NAMED]))         # all are there, none is a list
+        name, returns, minutes = path + ".csv", {}, 0.0
+        with open(name, newline="") as file:
+            for row in csv.DictReader(file):
+                returns.setdefault(int(row["step"]), []).append(float(row["return"]))
+                minutes = float(row["seconds"]) / 60
+                if not math.isfinite(float(row["return"]) + minutes):
+                    raise ValueError(f"a number at step {row['step']} is not finite")
+        if 0 not in returns:                                           # every run begins with it, so seeds share a step
+            raise ValueError("no evaluation at step 0")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} is missing or damaged ({reason})") from None
+    return Run(config, {step: np.mean(x) for step, x in returns.items()}, max(map(len, returns.values())), minutes,
+               info.get("finished") is True)
+
+
+def read_results(results_dir):
+    """All runs. Warns of those that cannot be read; exits with 2 if there are no others."""
+    paths = sorted({os.path.splitext(path)[0] for end in ("csv", "json")
+                    for path in glob.glob(os.path.join(glob.escape(results_dir), f"*.{end}"))})
+    runs, problems = {}, []
+    for path in paths:
+        try:
+            run = read_run(path)
+            key = group_key(run.config), run.config["seed"]
+            if key in runs:
+                raise ValueError(f"{path}.csv repeats the flags and the seed of another file")
+            runs[key] = run
+        except ValueError as error:
+            problems.append(str(error))
+    if not runs:
+        fail(f"no results in '{results_dir}'; " + ("; ".join(problems[:1]) or "run main.py first, or give another --results_dir")
+             + (f"; {len(problems) - 1} more like it" if problems[1:] else ""))
+    for problem in problems:
+        print(f"warning: {problem}; left out", file=sys.stderr)
+    return list(runs.values())
+
+
+def group_runs(runs):
+    """{(environment, observation, file name): a figure's groups in the order of the legend}."""
+    lines, figures = {}, {}
+    for run in sorted(runs, key=lambda run: run.config["seed"]):
+        lines.setdefault(group_key(run.config), []).append(run)
+    for key, seeds in lines.items():
+        config = dict(key)
+        env, observe, *_, policy, actor, critic, core = [config[k] for k in NAMED]
+        noise = [words(k, float(config[k])) for k in ("flicker", "obs_noise", "sensor_dropout") if config[k]]
+        memory = f"{core.upper()} actor and critic" if actor and critic else f"{core.upper()} actor only" if actor else \
+            f"{core.upper()} critic only" if critic else "feed-forward"
+        default = defaults(config)                                     # flags in the order of --help
+        flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
+        place = (env, ", ".join([OBSERVE.get(observe, observe), *noise]), "_".join([env.replace("/", "-"), observe, *noise]))
+        figures.setdefault(place, []).append(Group(policy, memory, flags, seeds))
+    return {key: sorted(groups, key=Group.order) for key, groups in sorted(figures.items())}
+
+
+# ---------------------------------------------------------------------- drawing
+
+def split(groups, shared):
+    """Panels of a figure: [(title, groups)]. One if there are few lines, else one per set of flags changed: the lines that
+    change them, beside those that change less and are else the same."""
+    if len(groups) <= MAX_LINES:
+        return [("", groups)]
+    panels = {}
+    for g in groups:
+        changed = ", ".join([g.policy, *[k for k in g.flags if k not in shared]])
+        panels.setdefault(changed, set()).update(
+            i for i, other in enumerate(groups) if other.policy == g.policy and other.flags.items() <= g.flags.items() and
+            other.memory in ("feed-forward", g.memory))
+    return [(title, [groups[i] for i in sorted(panel)]) for title, panel in panels.items()
+            if not any(panel < larger for larger in panels.values())]
+
+
+def draw_panel(ax, groups, shared, columns, wrap):
+    """The lines of a panel, and its legend below."""
+    markers = iter(MARKERS * len(groups))
+    for g in groups:
+        same = [other for other in groups if other.policy == g.policy]
+        colour = LinearSegmentedColormap.from_list("", COLOURS.get(g.policy, OTHER_COLOUR))((same.index(g) + 0.5) / len(same))
+        label = f"{g.label(shared)} ({len(g.runs)}\u00a0seed{'s' if len(g.runs) > 1 else ''})"
+        marker = next(markers) if set(g.flags) - set(shared) else "." if len(g.steps) == 1 else None
+        ax.plot(g.steps, g.returns.mean(0), color=colour, ls=DASHES.get(g.memory, "-"), lw=2.2, marker=marker, ms=6, zorder=3,
+                markevery=max(1, len(g.steps) // 8), label=textwrap.fill(label, wrap, subsequent_indent="    "))
+        ax.fill_between(g.steps, *interval(g.returns), color=colour, alpha=0.13, lw=0, zorder=1)
+        for run in g.runs:
+            steps, returns = zip(*sorted(run.curve.items()))
+            if len(g.runs) > 1:
+                ax.plot(steps, returns, color=colour, lw=0.7, alpha=0.45, zorder=2)
+            if not run.finished:
+                ax.plot(steps[-1], returns[-1], "x", color=colour, ms=8, mew=2, zorder=4)
+    ax.set(xlabel="environment steps", ylabel="evaluation return")
+    ax.xaxis.set_major_formatter(short)
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+    ax.tick_params(labelbottom=True, labelleft=True)
+    ax.margins(x=0.02)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0, ncols=columns, frameon=False, handlelength=3.5,
+              bbox_transform=ax.transAxes + ScaledTranslation(-0.5, -0.55, ax.figure.dpi_scale_trans))
+
+
+def caption(groups, shared):
+    """What a reader of the figure alone has to know."""
+    def span(values, form=str):
+        return " to ".join(dict.fromkeys([form(min(values)), form(max(values))]))
+    seeds, runs = {len(g.runs) for g in groups}, [run for g in groups for run in g.runs]
+    text = "One seed a line, so no interval over seeds." if seeds == {1} else (
+        f"Thick line: mean over {span(seeds)} seeds; thin lines: each seed; band: 95% bootstrap interval of the mean over seeds"
+        f"{', none with one seed' if 1 in seeds else ''}{', too narrow with fewer than five' if {2, 3, 4} & seeds else ''}.")
+    text += (f" A point: mean undiscounted return of evaluation episodes without exploration ({span([r.episodes for r in runs])} "
+             f"per seed), not smoothed. Length of the runs: {span([max(run.curve) for run in runs], short)} environment steps.")
+    if any(max(run.curve) > g.steps[-1] for g in groups for run in g.runs):
+        text += " A thick line ends at the last evaluation that all its seeds share."
+    if shared:
+        text += f"\nSet for all lines: {', '.join(words(k, v) for k, v in shared.items())}."
+    if unfinished := [f"{g.label(shared)}, seed {run.config['seed']}, at {short(max(run.curve))}"
+                      for g in groups for run in g.runs if not run.finished]:
+        text += f"\n\u00d7 Unfinished: {'; '.join(unfinished)}."
+    return text
+
+
+def figure(title, groups):
+    shared = {k: v for k, v in groups[0].flags.items() if all((k, v) in g.flags.items() for g in groups)}
+    panels = split(groups, shared)
+    across, tall, wrap, size = (1, 5.0, 95, 11) if len(panels) == 1 else (2, 3.7, 52, 9)
+    down = -(-len(panels) // across)
+    columns = 2 if across == 1 and len(groups) > 1 and max(len(g.label(shared)) for g in groups) <= 40 else 1
+    rows = max(sum(-(-len(g.label(shared) + " (1 seeds)") // wrap) for g in lines) for _, lines in panels) / columns
+    text = "\n".join(textwrap.fill(line, 125) for line in caption(groups, shared).split("\n"))
+    height = 0.9 + down * (tall + size / 50 * rows) + 0.19 * text.count("\n")
+    with matplotlib.style.context(["default", STYLE, {"font.size": size}]):
+        fig = Figure(figsize=(10, height), dpi=150, layout="constrained")
+        fig.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        axes = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+        for ax, (name, lines) in zip(axes, panels):
+            ax.set_title(name, loc="left", size=size)
+            draw_panel(ax, lines, shared, columns, wrap)
+        for ax in axes[len(panels):]:
+            ax.remove()
+        fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
+        fig.supxlabel(text, x=0.01, ha="left", color="#444444", linespacing=1.4, size=9.5)
+        fig.draw_without_rendering()                                   # ticks take their style when they are first drawn
+    return fig
+
+
+# ---------------------------------------------------------------------- table
+
+def summary(figures):
+    """The table: a row per line of each figure."""
+    rows = []
+    for (env, observation, _), groups in figures.items():
+        for g in groups:
+            low, high = [f"{x:.1f}" if len(g.runs) > 1 else "" for x in interval(g.last)]
+            rows.append(dict(env=env, observation=observation, label=g.label(), seeds=len(g.runs),
+                             unfinished=sum(not run.finished for run in g.runs), steps=g.steps[-1],
+                             mean=f"{g.last.mean():.1f}", low=low, high=high,
+                             minutes=f"{np.mean([run.minutes for run in g.runs]):.1f}",
+                             per_seed=" ".join(f"{run.config['seed']}:{x:.1f}" for run, x in zip(g.runs, g.last))))
+    return rows
+
+
+def print_table(rows):
+    print(f"mean: over seeds, of the last {LAST} evaluations that all seeds of a line share; interval: 95%, bootstrap over them\n"
+          "steps: where these end; minutes: of training, mean over seeds; per seed: seed:mean; *: some seeds are unfinished")
+    heads = ["line", "seeds", "steps", "mean", "interval", "minutes", "per seed"]
+    table = [heads] + [[row["label"], f"{row['seeds']}{'*' if row['unfinished'] else ''}", short(row["steps"]), row["mean"],
+                        f"{row['low']} to {row['high']}" if row["low"] else "-", row["minutes"], row["per_seed"]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    previous = None
+    for cells, row in zip(table, [{}] + rows):
+        if row and previous != (previous := f"{row['env']}, {row['observation']}"):
+            print(f"\n{previous}")
+        print("  ".join([cells[0].ljust(widths[0]), *[c.rjust(n) for c, n in zip(cells[1:-1], widths[1:])], cells[-1]]))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results_dir", default="results", help="where main.py wrote [results]")
+    parser.add_argument("--plots_dir", default="plots", help="where figures and summary.csv go [plots]")
+    args = parser.parse_args(argv)
+    figures = group_runs(read_results(args.results_dir))
+    rows = summary(figures)
+    try:
+        os.makedirs(args.plots_dir, exist_ok=True)
+        for (env, observation, name), groups in figures.items():
+            figure(f"{env}, {observation}", groups).savefig(os.path.join(args.plots_dir, name + ".png"), dpi="figure",
+                                                            metadata={"Software": None})
+        with open(os.path.join(args.plots_dir, "summary.csv"), "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        fail(f"--plots_dir '{args.plots_dir}' cannot be written ({error.strerror}); choose another")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""plot.py: which runs are one line, the numbers, the figures, and what it says to bad input. All results are made up here."""
+import csv
+import json
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import plot
+import PPO
+import TD3
+
+HOPPER = "HopperBulletEnv-v0"
+MODULES = {"TD3": TD3, "PPO": PPO}
+
+
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
+
+
+def write_run(results, policy="TD3", seed=0, curve=None, finished=True, name=None, **flags):
+    """A run as main.py leaves it. curve: step -> returns of that evaluation's episodes. Returns its path without ending."""
+    curve = {step: [step / 100 + seed, step / 100 + seed + 2] for step in range(0, 40_001, 5_000)} if curve is None else curve
+    config = plot.defaults(dict(policy=policy, recurrent_actor=False, recurrent_critic=False) | flags)
+    config |= dict(policy=policy, env=HOPPER, seed=seed, eval_freq=5_000, eval_episodes=2, observe="full", flicker=0.0,
+                   obs_noise=0.0, sensor_dropout=0.0, device="cpu", threads=1, results_dir=str(results), overwrite=False,
+                   save_model=False, load_model="", test=False) | flags
+    path = results / (name or f"run{len(list(results.glob('*.json')))}")
+    with open(f"{path}.json", "w") as file:
+        json.dump(dict(config=config, finished=finished), file)
+    with open(f"{path}.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "episode", "return", "length", "seconds"])
+        for step, returns in curve.items():
+            writer.writerows([step, episode, f"{x:.3f}", 100, f"{step / 100:.1f}"] for episode, x in enumerate(returns))
+    return str(path)
+
+
+def recurrent(**flags):
+    return dict(recurrent_actor=True, recurrent_critic=True) | flags
+
+
+def labels(results):
+    """{file name: labels in the order of the legend}"""
+    figures = plot.group_runs(plot.read_results(results))
+    return {name: [g.label() for g in groups] for (_, _, name), groups in figures.items()}
+
+
+def draw(results, plots_dir=None):
+    """Run plot.py; returns the rows of summary.csv. A warning, such as of NaN, is an error."""
+    plots_dir = plots_dir or results.parent / "plots"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot.main(["--results_dir", str(results), "--plots_dir", str(plots_dir)])
+    with open(plots_dir / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------- groups
+
+def test_a_line_is_an_algorithm_with_its_core(results):
+    write_run(results, "PPO", **recurrent())
+    write_run(results, "PPO", recurrent_actor=True)
+    write_run(results, "PPO", recurrent_critic=True)
+    write_run(results, **recurrent(core="gru"))
+    write_run(results, **recurrent())
+    write_run(results)
+    assert labels(results) == {f"{HOPPER}_full": [
+        "TD3, feed-forward", "TD3, LSTM actor and critic", "TD3, GRU actor and critic",
+        "PPO, LSTM actor and critic", "PPO, LSTM actor only", "PPO, LSTM critic only"]}
+
+
+def test_a_figure_per_environment_and_observation(results):
+    write_run(results)
+    write_run(results, observe="positions")
+    write_run(results, observe="positions", flicker=0.2)
+    write_run(results, env="ns/Env-v1")
+    assert set(labels(results)) == {f"{HOPPER}_full", f"{HOPPER}_positions", f"{HOPPER}_positions_flicker=0.2", "ns-Env-v1_full"}
+    rows = draw(results)
+    assert [row["observation"] for row in rows] == ["fully observed", "positions only", "positions only, flicker=0.2",
+                                                    "fully observed"]
+    assert {path.stem for path in (results.parent / "plots").glob("*.png")} == set(labels(results))
+
+
+def test_seeds_and_bookkeeping_do_not_part_a_line(results):
+    write_run(results, seed=0)
+    write_run(results, seed=1, results_dir="elsewhere", threads=2, device="cuda", save_model=True, overwrite=True,
+              eval_freq=1_000, eval_episodes=3, max_timesteps=40_000)
+    [(_, [group])] = plot.group_runs(plot.read_results(results)).items()
+    assert [run.config["seed"] for run in group.runs] == [0, 1]
+
+
+def test_the_length_of_a_run_parts_lines_where_the_learning_rate_decays(results):
+    write_run(results, "PPO", seed=0)
+    write_run(results, "PPO", seed=1, max_timesteps=40_000)
+    assert labels(results)[f"{HOPPER}_full"] == ["PPO, feed-forward", "PPO, feed-forward, max_timesteps=40000"]
+
+
+def test_other_flags_stand_in_the_label_in_order(results):
+    for seq_len in ("full", 64, 8):
+        write_run(results, **recurrent(seq_len=seq_len, replay_ratio=7.0))
+    write_run(results, **recurrent(seq_len=32))                        # the default of a recurrent TD3
+    assert labels(results)[f"{HOPPER}_full"] == ["TD3, LSTM actor and critic"] + [
+        f"TD3, LSTM actor and critic, seq_len={x}, replay_ratio=7" for x in (8, 64, "full")]
+
+
+def test_a_run_from_before_a_flag_was_added_belongs_to_its_default(results):
+    path = write_run(results, seed=0)
+    write_run(results, seed=1)
+    with open(path + ".json") as file:
+        info = json.load(file)
+    del info["config"]["burn_in"]
+    with open(path + ".json", "w") as file:
+        json.dump(info, file)
+    assert labels(results)[f"{HOPPER}_full"] == ["TD3, feed-forward"]
+
+
+# ---------------------------------------------------------------------- numbers
+
+def test_the_last_five_evaluations_by_hand(results):
+    steps = range(0, 60_001, 10_000)                                   # seven evaluations: the first two do not count
+    write_run(results, seed=3, curve={step: [10 * i, 10 * i + 4] for i, step in enumerate(steps)})
+    write_run(results, seed=4, curve={step: [100, 102] for step in steps}, finished=False)
+    [row] = draw(results)
+    first = (22 + 32 + 42 + 52 + 62) / 5
+    assert float(row["mean"]) == pytest.approx((first + 101) / 2, abs=0.05)
+    assert row["per_seed"] == f"3:{first:.1f} 4:101.0"
+    assert (row["seeds"], row["unfinished"], row["steps"], row["minutes"]) == ("2", "1", "60000", "10.0")
+    assert (float(row["low"]), float(row["high"])) == (first, 101)     # of two seeds a resample is one of them twice, often
+
+
+def test_interval_contains_the_mean_and_agrees_with_a_bootstrap_by_hand():
+    returns = np.random.default_rng(1).normal(1000, 200, (8, 4))       # (seeds, steps)
+    low, high = plot.interval(returns)
+    assert (low < returns.mean(0)).all() and (returns.mean(0) < high).all()
+    draws = returns[np.random.default_rng(2).integers(8, size=(20_000, 8))].mean(1)  # (20000, steps)
+    assert np.allclose([low, high], np.percentile(draws, [2.5, 97.5], axis=0), atol=12)
+    assert np.array_equal([low, high], plot.interval(returns))
+
+
+def test_one_seed_and_equal_seeds_have_no_width():
+    assert np.isnan(plot.interval(np.ones((1, 3)))).all() and np.shape(plot.interval(np.ones((1, 3)))) == (2, 3)
+    assert np.array_equal(plot.interval(np.full((3, 2), 7.0)), np.full((2, 2), 7.0))
+
+
+def test_the_mean_is_over_the_steps_that_all_seeds_share(results):
+    write_run(results, seed=0, curve={step: [1] for step in range(0, 60_001, 10_000)})
+    write_run(results, seed=1, curve={step: [3] for step in range(0, 40_001, 5_000)}, finished=False)
+    [groups] = plot.group_runs(plot.read_results(results)).values()
+    assert groups[0].steps == [0, 10_000, 20_000, 30_000, 40_000]
+    assert np.array_equal(groups[0].returns.mean(0), np.full(5, 2))
+    [row] = draw(results)
+    assert (row["steps"], row["mean"]) == ("40000", "2.0")
+
+
+def test_table(results, capsys):
+    write_run(results, seed=0)
+    write_run(results, seed=1)
+    write_run(results, observe="velocities", finished=False, **recurrent())
+    draw(results)
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("TD3, feed-forward"))
+    assert line.split()[2:] == ["2", "40k", "301.5", "301.0", "to", "302.0", "6.7", "0:301.0", "1:302.0"]
+    assert f"{HOPPER}, velocities only" in out and "1*" in out and "nan" not in out
+
+
+# ---------------------------------------------------------------------- figures
+
+def test_drawing_twice_gives_the_same_bytes(results):
+    for seed in range(3):
+        write_run(results, seed=seed)
+        write_run(results, "PPO", seed=seed, **recurrent())
+    draw(results, results.parent / "a")
+    draw(results, results.parent / "b")
+    for name in (f"{HOPPER}_full.png", "summary.csv"):
+        assert (results.parent / "a" / name).read_bytes() == (results.parent / "b" / name).read_bytes()
+    height, width = imread(results.parent / "a" / f"{HOPPER}_full.png").shape[:2]
+    assert width == 1500 and height < 1500
+
+
+def drawn(results):
+    """The one figure of some results, laid out, and the boxes of its axes and its texts by kind."""
+    [((env, observation, _), groups)] = plot.group_runs(plot.read_results(results)).items()
+    fig = plot.figure(f"{env}, {observation}", groups)
+    return fig, [ax.get_window_extent() for ax in fig.axes], [ax.get_legend().get_window_extent() for ax in fig.axes]
+
+
+def apart(boxes):
+    return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_nothing_overlaps_and_nothing_is_cut_off(results, many):
+    for seed in range(2):
+        write_run(results, seed=seed, replay_ratio=7.0)
+        for flags in [dict(seq_len="full", hidden_init="stored", core_size=9, memory_input="obs")] + \
+                [dict(seq_len=x) for x in ((1, 2, 4, 8, 16, 64, 128) if many else ())]:
+            write_run(results, seed=seed, replay_ratio=7.0, finished=False, **recurrent(**flags))
+    fig, axes, legends = drawn(results)
+    assert len(axes) == (2 if many else 1)
+    boxes = axes + legends + [text.get_window_extent() for text in (fig._suptitle, fig._supxlabel)]
+    assert apart(boxes)
+    assert all(0 <= b.x0 and b.x1 <= fig.bbox.x1 and 0 <= b.y0 and b.y1 <= fig.bbox.y1 for b in boxes)
+
+
+def test_figure_says_what_it_shows(results):
+    for seed in range(3):
+        write_run(results, seed=seed, observe="positions", lr=0.5, curve={0: [1] * 4, 5_000: [2] * 4, 200_000: [seed] * 4})
+    write_run(results, "PPO", observe="positions", lr=0.5, hidden_size=9, finished=False, **recurrent())
+    fig, _, _ = drawn(results)
+    [ax] = fig.axes
+    text = fig._supxlabel.get_text().replace("\n", " ")
+    assert fig._suptitle.get_text() == f"{HOPPER}, positions only"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("environment steps", "evaluation return")
+    assert "200k" in [tick.get_text() for tick in ax.get_xticklabels()]
+    legend = [entry.get_text().replace("\u00a0", " ") for entry in ax.get_legend().get_texts()]
+    assert legend == ["TD3, feed-forward (3 seeds)", "PPO, LSTM actor and critic, hidden_size=9 (1 seed)"]
+    for words in ("mean over 1 to 3 seeds", "95% bootstrap interval", "2 to 4 per seed", "40k to 200k environment steps",
+                  "Set for all lines: lr=0.5.", "Unfinished: PPO, LSTM actor and critic, hidden_size=9, seed 0, at 40k."):
+        assert words in text, (words, text)
+
+
+def test_lines_look_different(results):
+    for policy in MODULES:
+        write_run(results, policy)
+        for flags in (dict(), dict(core="gru"), dict(seq_len=8)):
+            write_run(results, policy, **recurrent(**flags))
+    fig, _, _ = drawn(results)
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in fig.axes[0].get_legend().get_lines()]
+    assert len(looks) == 8 and len({color for color, _, _ in looks}) == 8
+
+
+def test_panels_hold_every_line_beside_what_it_is_compared_with(results):
+    write_run(results)
+    for flags in [dict(seq_len=x) for x in (1, 8, 16, 64, "full")] + [dict(), dict(hidden_init="stored")] + \
+            [dict(hidden_init="stored", critic_hidden=x) for x in ("actor", "zero")]:
+        write_run(results, **recurrent(**flags))
+    [groups] = plot.group_runs(plot.read_results(results)).values()
+    panels = dict(plot.split(groups, {}))
+    assert {title: len(lines) for title, lines in panels.items()} == {"TD3, seq_len": 7, "TD3, hidden_init, critic_hidden": 5}
+    assert {id(g) for lines in panels.values() for g in lines} == {id(g) for g in groups}
+
+
+def test_a_run_that_has_only_begun_is_drawn(results):
+    write_run(results, curve={0: [5]}, finished=False)
+    [row] = draw(results)
+    assert (row["mean"], row["low"], row["high"]) == ("5.0", "", "")
+
+
+# ---------------------------------------------------------------------- bad input
+
+def spoil_csv(path, text):
+    with open(path + ".csv", "a") as file:
+        file.write(text)
+
+
+DAMAGE = {
+    "half a line": lambda path: spoil_csv(path, "45000,0,3"),
+    "not a number": lambda path: spoil_csv(path, "45000,0,much,100,450.0\n"),
+    "nan": lambda path: spoil_csv(path, "45000,0,nan,100,450.0\n"),
+    "empty csv": lambda path: open(path + ".csv", "w").close(),
+    "binary csv": lambda path: open(path + ".csv", "wb").write(b"\xff\x00\xfe\n" * 9),
+    "other columns": lambda path: open(path + ".csv", "w").write("a,b\n1,2\n"),
+    "half a json": lambda path: open(path + ".json", "w").write('{"config": {"policy": "TD'),
+    "no config": lambda path: open(path + ".json", "w").write("{}"),
+    "a list": lambda path: open(path + ".json", "w").write("[1]"),
+    "no seed": lambda path: open(path + ".json", "w").write(
+        '{"config": {"policy": "TD3", "recurrent_actor": false, "recurrent_critic": false}}'),
+    "unknown policy": lambda path: open(path + ".json", "w").write('{"config": {"policy": "NONE"}}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_among_good_ones_is_left_out_with_a_warning(results, damage, capsys):
+    write_run(results, seed=0)
+    DAMAGE[damage](write_run(results, seed=1, name="bad"))
+    [run] = plot.read_results(results)
+    out, error = capsys.readouterr()
+    assert run.config["seed"] == 0 and out == ""
+    assert error.startswith("warning: ") and "bad." in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_alone_is_an_error(results, damage, capsys):
+    DAMAGE[damage](write_run(results, name="bad"))
+    assert "bad." in refused(results, capsys)
+
+
+def refused(results, capsys, plots_dir=None):
+    """The one line on stderr of a call that exits with 2."""
+    with pytest.raises(SystemExit) as stop:
+        draw(results, plots_dir)
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_no_results(results, capsys):
+    assert "run main.py first" in refused(results, capsys)
+    assert "run main.py first" in refused(results / "nowhere", capsys)
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_a_file_without_its_partner(results, ending, capsys):
+    write_run(results, name="run")
+    (results / f"run.{ending}").unlink()
+    assert f"run.{ending} is missing or damaged (No such file" in refused(results, capsys)
+
+
+def test_the_same_run_twice_counts_once(results, capsys):
+    write_run(results, name="a")
+    write_run(results, name="b")
+    [row] = draw(results)
+    assert row["seeds"] == "1" and "b.csv repeats" in capsys.readouterr().err
+
+
+def test_plots_dir_that_cannot_be_written(results, capsys):
+    write_run(results)
+    (results.parent / "file").write_text("")
+    assert "--plots_dir" in refused(results, capsys, results.parent / "file" / "plots")
+
+
+def test_unknown_flag_exits_with_2():
+    with pytest.raises(SystemExit) as stop:
+        plot.main(["--what"])
+    assert stop.value.code == 2
