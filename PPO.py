@@ -192,7 +192,8 @@ class PPO:
                 # Compute the actor loss: PPO paper, equation 7
                 policy, _ = self.actor(history, hidden_actor, real)
                 log_prob = policy.log_prob(batch.action)[..., None]             # (b, L, 1)
-                ratio = (log_prob - old_log_prob[windows, :L]).exp()
+                # In padding the ratio is 1: it could overflow there, and 0 * inf is a NaN in the gradient, mask or not
+                ratio = torch.where(mask, log_prob - old_log_prob[windows, :L], 0).exp()
                 assert ratio.shape == advantage[windows, :L].shape
                 gain = torch.min(ratio * advantage[windows, :L],
                                  ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * advantage[windows, :L])
