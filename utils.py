@@ -101,11 +101,13 @@ class Buffer:
     def add(self, state, action, reward, next_state, terminated, truncated, hidden, next_hidden):
         """Store one step of every environment. Arrays of (num_envs, dim); reward and flags (num_envs,).
 
-        At an episode's end `next_state` must be its true last observation, not the next episode's first. `hidden` is
-        used at an episode's first step only: afterwards it is the `next_hidden` of the step before.
+        At an episode's end `next_state` must be its true last observation, not the next episode's first. `hidden` is the
+        memory that was acted from: within an episode the `next_hidden` of the step before, unless that has been refreshed.
         """
         for env in range(self.num_envs):
-            if not self.running[env]:
+            if self.running[env]:
+                self._hidden[env * self.capacity + self.head[env] % self.capacity] = hidden[env, :self.hidden_size]
+            else:
                 self._begin_episode(env, state[env], hidden[env])
             at = self._append(env)
             row = self._rows[at]
