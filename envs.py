@@ -108,6 +108,7 @@ def quiet():
     try:
         yield
     finally:
+        sys.stdout.flush()
         with contextlib.suppress(Exception):
             ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
@@ -124,16 +125,17 @@ def make_env(env_id, **observation):
     Raises:
         ValueError: one line that says what cannot be used and what can
     """
-    if "Bullet" in env_id:
-        with quiet():
-            import pybullet_envs_gymnasium  # noqa: F401  (registers the ids)
     try:
         with quiet():
+            if "Bullet" in env_id:
+                import pybullet_envs_gymnasium  # noqa: F401  (registers the ids)
             env = gym.make(env_id)
             env.reset(seed=0)                                          # connects; on Ant the first one differs from later ones
-    except gym.error.Error:
-        with quiet():
+    except Exception as error:                                         # its own code may raise anything
+        with quiet(), contextlib.suppress(ImportError):
             import pybullet_envs_gymnasium  # noqa: F401
+        if isinstance(error, ImportError) or env_id.split(":")[-1] in gym.registry:
+            raise ValueError(f"{env_id} cannot be made: {' '.join(str(error).split())}") from None
         near = difflib.get_close_matches(env_id, list(gym.registry), 3, 0.4)
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None
@@ -146,7 +148,8 @@ def make_env(env_id, **observation):
     elif isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1 and actions.is_bounded():
         env = ScaleAction(env)
     else:
-        raise ValueError(f"{env_id}: its actions are {actions}; only Discrete or a bounded Box of one axis can be used")
+        raise ValueError(f"{env_id}: its actions are {' '.join(str(actions).split())}; "
+                         "only Discrete or a bounded Box of one axis can be used")
     return PartialObservation(env, env_id, **observation)
 
 

@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +48,8 @@ class RunFlags:
     obs_noise: float = flag(0.0, "standard deviation of noise on the observation")
     sensor_dropout: float = flag(0.0, "probability that an entry of the observation is zero", high=1)
     device: str = flag("cpu", "cpu or cuda")
-    threads: int = flag(1, "Torch threads; these networks are small: one is fastest, and leaves the other cores to other seeds")
+    threads: int = flag(1, "Torch threads; these networks are small: one is fastest, and leaves the other cores to other seeds",
+                        high=1024)
     results_dir: str = flag("results", "where results are written")
     overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
     save_model: bool = flag(False, "save the last and the best model beside the results")
@@ -58,6 +60,10 @@ class RunFlags:
 # ---------------------------------------------------------------------- flags
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
+
     def error(self, message):
         fail(message + " (--help lists all flags)")
 
@@ -97,11 +103,12 @@ def convert(hint, f):
         number = int if int in kinds else float
         low, high = f.metadata["low"], f.metadata["high"]
         low = (1 if number is int else 0) if low is None else low
+        high = (2 ** 31 - 1 if number is int else sys.float_info.max) if high is None else high
         wanted = f"{'a whole number' if number is int else 'a number'} of at least {low}" + \
-            (f" and at most {high}" if high is not None else "") + "".join(f", or '{word}'" for word in words)
+            (f" and at most {high}" if number is int or high <= 1 else "") + "".join(f", or '{word}'" for word in words)
         try:
             value = whole_number(text) if number is int else float(text)
-            if not (low <= value <= (math.inf if high is None else high)) or math.isinf(value):
+            if not low <= value <= high:
                 raise ValueError
         except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}") from None
@@ -126,7 +133,7 @@ def parse(argv):
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--policy", default="TD3")
     first.add_argument("--load_model", default="")
-    first.add_argument("--test", action="store_true")
+    first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)
     checkpoint, saved = None, {}
     if early.test and not early.load_model:
@@ -138,7 +145,9 @@ def parse(argv):
             fail(f"--load_model: {error}")
     if early.test:                                                     # test as it was trained, unless told otherwise
         saved = checkpoint["config"]
-        early.policy = saved.get("policy", early.policy)
+        if not isinstance(saved, dict):
+            fail(f"--load_model: '{early.load_model}' is not a model of this project; give a file written by --save_model")
+        early.policy = str(saved.get("policy"))
     module = load_policy(early.policy)
 
     parser = Parser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -150,14 +159,21 @@ def parse(argv):
     given, unknown = parser.parse_known_args(argv)
     given = vars(given)
     for word in unknown:
-        name = word.lstrip("-").split("=")[0].removeprefix("no-")
-        owners = [p for p in POLICIES if name in defaults_of(importlib.import_module(p).HyperParameters)]
-        near = difflib.get_close_matches(name, [*defaults_of(RunFlags), *defaults_of(module.HyperParameters), "recurrent"], 1)
-        fail(f"--{name} is a flag of {' and '.join(owners)}, {module.__name__} does not use it" if owners else
-             f"unknown argument '{word}'" + (f"; did you mean --{near[0]}?" if near else "; --help lists all flags"))
+        name = word.lstrip("-").split("=")[0]
+        owners = [p for p in POLICIES if name.removeprefix("no-") in defaults_of(importlib.import_module(p).HyperParameters)]
+        if owners and module.__name__ not in owners:
+            fail(f"--{name} is a flag of {' and '.join(owners)}, {module.__name__} does not use it")
+        flags = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters), "recurrent": None}
+        near = difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
+        fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags"))
+    if given.get("policy", early.policy) != early.policy:
+        fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 
     config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
-    config.update({k: v for k, v in saved.items() if k in config and k not in ("test", "load_model", "save_model")})
+    # What the model was trained with, checked as if it had been given on the command line
+    saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in ("test", "load_model", "save_model")}
+    words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
+    config.update(vars(parser.parse_args(words)))
     if given.pop("recurrent", False):
         config.update(recurrent_actor=True, recurrent_critic=True)
     for name in ("recurrent_actor", "recurrent_critic"):
@@ -188,8 +204,9 @@ def check(config, given, module):
         fail(f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
     if config["hidden_refresh"] and config["hidden_init"] == "zero":
         fail("--hidden_refresh needs --hidden_init stored; with zero no stored state is ever read")
-    if config["lr"] == 0 or config["core_lr"] == 0:
-        fail("a learning rate of 0 learns nothing; give a positive one")
+    for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
+        if config.get(name) == 0:
+            fail(f"--{name} 0 learns nothing; give a positive number")
     if config["device"] not in ("cpu", "cuda"):
         fail(f"--device '{config['device']}' is unknown; there are cpu and cuda")
     if config["device"] == "cuda" and not torch.cuda.is_available():
@@ -206,8 +223,9 @@ def run_name(run, cfg, module):
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
-              "threads", "results_dir", "overwrite", "save_model", "load_model", "test", "max_timesteps"}
-    other = [f"{k}={v}" for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
+              "threads", "results_dir", "overwrite", "save_model", "test"}
+    other = [f"{k}={os.path.basename(str(v))}" for k, v in {**asdict(run), **asdict(cfg)}.items()
+             if k not in silent and v != defaults[k]]
     return "_".join([run.env.replace("/", "-"), run.policy, memory, *other, f"seed={run.seed}"])
 
 
@@ -216,8 +234,9 @@ class Results:
 
     def __init__(self, run, cfg, module):
         self.path = os.path.join(run.results_dir, run_name(run, cfg, module))
-        if os.path.exists(self.path + ".csv") and not run.overwrite:
-            fail(f"{self.path}.csv exists; add --overwrite to replace it, or choose another --results_dir or --seed")
+        for old in (self.path + end for end in (".csv", ".json", ".last.pt", ".best.pt")):
+            if os.path.exists(old) and not run.overwrite:
+                fail(f"{old} exists; add --overwrite to replace it, or choose another --results_dir or --seed")
         try:
             os.makedirs(run.results_dir, exist_ok=True)
             self.file = open(self.path + ".csv", "w", newline="")
@@ -326,11 +345,11 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
         returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
         results.add(step, returns, lengths)
         seconds = time.time() - results.start
-        rate = step / seconds
         report = f"return {np.mean(returns):.1f}"
         if bar.disable:
-            print(f"step {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}, {rate:.0f} steps/s, "
-                  f"{(cfg.max_timesteps - step) / rate / 60 if step else math.nan:.1f} min left", flush=True)
+            progress = f", {step / seconds:.0f} steps/s, {max(0, cfg.max_timesteps / step - 1) * seconds / 60:.1f} min left" \
+                if step else ""
+            print(f"step {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
         bar.set_postfix_str(report)
         if run.save_model:
             config = {**asdict(run), **asdict(cfg)}
@@ -360,9 +379,10 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
         while agent.ready(buffer):
             losses = agent.train(buffer)
             if not all(math.isfinite(loss) for loss in losses.values()):
+                bar.close()
                 fail_nan(step, losses, results.path, run)
         bar.update(cfg.num_envs)
-        if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq:
+        if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq or step >= cfg.max_timesteps:
             evaluation(step)
     bar.close()
     results.finish()
@@ -389,18 +409,22 @@ def main(argv=None):
         envs = None if run.test else make_vector_env(run.env, cfg.num_envs, **observation)
     except ValueError as error:
         fail(str(error))
-    agent = getattr(module, run.policy)(spec, cfg, run.seed, run.device)
+    try:
+        agent = getattr(module, run.policy)(spec, cfg, run.seed, run.device)
+    except (RuntimeError, MemoryError):
+        fail("the networks do not fit in memory; choose a smaller --hidden_size, --hidden_layers or --core_size")
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])
-        except (RuntimeError, KeyError):
+        except (RuntimeError, KeyError, TypeError, AttributeError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
     if run.test:
         return test(run, agent, eval_env, spec)
     try:
         train(run, cfg, module, agent, envs, eval_env, spec)
     except KeyboardInterrupt:
-        print("\ninterrupted: evaluations so far are kept" + (", and the last model" if run.save_model else ""), file=sys.stderr)
+        print("\n" * sys.stderr.isatty() + "interrupted: evaluations so far are kept" +
+              (", and the last model" if run.save_model else ""), file=sys.stderr)
         sys.exit(130)
 
 

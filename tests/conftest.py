@@ -183,10 +183,10 @@ CHAIN_SPEC = EnvSpec(2, 1, False)
 
 # ---------------------------------------------------------------------- agents and buffers
 
-def make_agent(module, spec=SPEC, seed=0, **flags):
+def make_agent(module, spec=SPEC, seed=0, device="cpu", **flags):
     """A small agent of an algorithm's module."""
     torch.manual_seed(seed)
-    return getattr(module, module.__name__)(spec, module.HyperParameters(**{**SMALL, **flags}), seed)
+    return getattr(module, module.__name__)(spec, module.HyperParameters(**{**SMALL, **flags}), seed, device)
 
 
 LENGTHS = [[7, 1, 12, 3], [2, 9, 1, 5]]                                # of the episodes in two environments
@@ -203,7 +203,8 @@ def make_off_policy(module, steps=60, size=400, seed=0, **flags):
 
 
 def make_buffer(agent, size=400, num_envs=2, seed=0):
-    return Buffer(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_size, num_envs, seed)
+    return Buffer(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_size, num_envs, seed,
+                  agent.device)
 
 
 def spy(monkeypatch, thing, name):

@@ -1,0 +1,524 @@
+"""PPO: what it learns from is what acted, advantages are GAE's, and the update is the paper's."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    CHAIN_SPEC,
+    DISCRETE_SPEC,
+    LENGTHS,
+    RECURRENT,
+    SPEC,
+    Chain,
+    Plain,
+    Toy,
+    check_stored_hidden,
+    make_agent,
+    make_buffer,
+    poison,
+    spy,
+    start_of,
+    weights_of,
+)
+from torch.distributions import Categorical, Normal
+
+import PPO
+from utils import Batch
+
+ROLLOUT = 25                                                           # steps per environment: some episodes go on across two
+ON_POLICY = dict(rollout_steps=ROLLOUT, batch_size=12, epochs=2, lr=3e-3)
+SPECS = {"continuous": SPEC, "discrete": DISCRETE_SPEC}
+
+
+def make(spec=SPEC, seed=0, **flags):
+    """An agent, its empty buffer, and environments."""
+    agent = make_agent(PPO, spec, seed, **{**ON_POLICY, **flags})
+    buffer = make_buffer(agent, agent.buffer_size(), seed=seed)
+    return agent, buffer, Toy(agent, buffer, LENGTHS)
+
+
+def hidden_parts(agent, hidden):
+    """Actor's and critic's part of a recorded hidden state, (1, size) each."""
+    size = agent.actor.core.hidden_size
+    return torch.as_tensor(hidden[None, :size]), torch.as_tensor(hidden[None, size:])
+
+
+def log_prob_of(actor, log_std, features, action):
+    """log pi(a|s) written out: a categorical distribution if there is no log_std, else independent normals."""
+    output = actor.heads[0](features)
+    action = torch.as_tensor(action)
+    if log_std is None:
+        return Categorical(logits=output).log_prob(action.argmax(-1))
+    return Normal(output, log_std.exp()).log_prob(action).sum(-1)
+
+
+def acted_log_prob(agent, played):
+    """log pi of recorded actions, one step at a time, from the memory that each was acted from."""
+    actor, values = Plain(agent.actor), []
+    with torch.no_grad():
+        for step in played:
+            features, _ = actor.remember(torch.as_tensor(step.row)[None], hidden_parts(agent, step.hidden)[0])
+            values.append(log_prob_of(actor, agent.actor.log_std, features, step.action).item())
+    return np.array(values)
+
+
+# ---------------------------------------------------------------------- the ratio
+
+def spy_on_update(patch, agent, buffer):
+    """What one update computes: rollouts, minibatches, policies and ratios, each in order."""
+    seen = {"rollouts": spy(patch, buffer, "windows"), "batches": spy(patch, Batch, "select"), "policies": [], "ratios": []}
+    exp, forward = torch.Tensor.exp, agent.actor.forward
+
+    def spied_exp(x):
+        if x.dim() == 3 and x.requires_grad:                           # the only one with a gradient and a time axis
+            seen["ratios"].append(exp(x))
+            return seen["ratios"][-1]
+        return exp(x)
+
+    def spied_forward(*args):
+        policy, next_hidden = forward(*args)
+        seen["policies"].append(policy)
+        return policy, next_hidden
+    patch.setattr(torch.Tensor, "exp", spied_exp)
+    patch.setattr(agent.actor, "forward", spied_forward)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+@pytest.mark.parametrize("seq_len", [1, 3, 8, "full"])
+@pytest.mark.parametrize("flags", [dict(), dict(**RECURRENT), dict(core="gru", **RECURRENT), dict(burn_in=3, **RECURRENT),
+                                   dict(recurrent_actor=True), dict(critic_hidden="zero", hidden_refresh=True, **RECURRENT)],
+                         ids=["feed-forward", "lstm", "gru", "burn-in", "actor only", "refresh"])
+def test_ratio_is_one_before_the_first_step(monkeypatch, kind, seq_len, flags):
+    """In every rollout, with episodes that began in the one before under older weights; old means: of the actor that acted."""
+    flags = dict(flags, burn_in=0) if seq_len == "full" else flags
+    agent, buffer, game = make(SPECS[kind], seq_len=seq_len, hidden_init="stored", **{"epochs": 1, **flags})
+    with torch.no_grad():
+        agent.actor.mlp.weights[-1].mul_(100)                          # far from the even distribution it starts with
+    continued = 0
+    for _ in range(3):
+        played = game.play(ROLLOUT)
+        continued += sum(step.t > 0 for step in (played[0], played[ROLLOUT]))
+        expected = acted_log_prob(agent, played)                       # before the update
+        with monkeypatch.context() as patch:
+            seen = spy_on_update(patch, agent, buffer)
+            agent.train(buffer)
+        # The first policy computed is the old one, over the whole rollout, in order of time
+        rollout, mask = seen["rollouts"][0], seen["batches"][0].mask
+        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask[..., 0]].numpy()
+        assert np.allclose(old, expected, atol=1e-4)
+        ratios = [ratio[batch.mask] for ratio, batch in zip(seen["ratios"], seen["batches"], strict=True)]
+        assert len(ratios) > 1 and mask.any() and (ratios[0] - 1).abs().max() < 1e-4
+        assert any((ratio - 1).abs().max() > 1e-3 for ratio in ratios[1:])
+    assert continued >= 2
+
+
+def test_minibatches_shuffle_windows_and_use_each_step_once(monkeypatch):
+    """Every epoch trains on every step of the rollout once, in windows of consecutive steps."""
+    agent, buffer, game = make(seq_len=4, hidden_init="stored", epochs=3, **RECURRENT)
+    played = game.play(ROLLOUT)
+    with monkeypatch.context() as patch:
+        seen = spy_on_update(patch, agent, buffer)
+        agent.train(buffer)
+    trained = [[s.env, s.episode, s.t] for batch in seen["batches"] for _, steps in game.windows(batch) for s in steps]
+    whole = sorted([s.env, s.episode, s.t] for s in played)
+    epochs = [trained[i:i + len(whole)] for i in range(0, len(trained), len(whole))]
+    assert len(epochs) == 3 and all(sorted(epoch) == whole for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    for batch in seen["batches"]:
+        for _, steps in game.windows(batch):
+            assert [s[:3] for s in steps] == [(*steps[0][:2], steps[0].t + i) for i in range(len(steps))]
+
+
+# ---------------------------------------------------------------------- advantages
+
+def brute_force_gae(reward, value, last_value, terminated, discount, gae_lambda):
+    """One episode's advantages as the GAE paper defines them: the lambda-weighted mean of all k-step advantages."""
+    n, advantages = len(reward), []
+    values = [*value, 0.0 if terminated else last_value]
+    for t in range(n):
+        k_step = []
+        for k in range(1, n - t + 1):
+            k_step.append(sum(discount ** i * reward[t + i] for i in range(k)) + discount ** k * values[t + k] - values[t])
+        weights = [(1 - gae_lambda) * gae_lambda ** (k - 1) for k in range(1, n - t)] + [gae_lambda ** (n - t - 1)]
+        advantages.append(sum(w * a for w, a in zip(weights, k_step)))
+    return advantages
+
+
+@pytest.mark.parametrize("discount, gae_lambda", [(0.9, 0.8), (0.99, 1.0), (1.0, 0.0), (0.5, 0.95)])
+def test_gae_is_brute_force(discount, gae_lambda):
+    """Episodes of several streams in one go: terminated, truncated, cut by the rollout's end, of one step."""
+    rng = np.random.default_rng(0)
+    episodes = [(5, True), (1, False), (7, False), (1, True), (1, True), (12, False), (4, True)]
+    expected, arrays = [], []
+    for n, terminated in episodes:
+        reward, value, last_value = rng.normal(size=n), rng.normal(size=n), rng.normal()
+        expected += brute_force_gae(reward, value, last_value, terminated, discount, gae_lambda)
+        last = np.arange(n) == n - 1
+        arrays.append((reward, value, np.append(value[1:], last_value), 1 - (last & terminated).astype(float), last))
+    advantage = PPO.gae(*(np.concatenate(x) for x in zip(*arrays)), discount, gae_lambda)
+    assert np.allclose(advantage, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [dict(seq_len=1), dict(seq_len=3, **RECURRENT), dict(seq_len="full", core="gru", **RECURRENT)],
+                         ids=["feed-forward", "lstm", "gru"])
+def test_advantages_of_a_rollout(monkeypatch, flags):
+    """From record to advantage: values step by step from the critic's memory, true last observations, nothing across
+    episodes, two rollouts and two streams."""
+    agent, buffer, game = make(hidden_init="stored", **flags)
+    for _ in range(2):
+        played = game.play(ROLLOUT)
+        critic, scale = Plain(agent.critic), agent.return_scale
+
+        def value_of(row, hidden, critic=critic, scale=scale):
+            with torch.no_grad():
+                features, _ = critic.remember(torch.as_tensor(row)[None], hidden_parts(agent, hidden)[1])
+                return critic.heads[0](features).item() * scale
+        expected = []
+        for env, episode in dict.fromkeys((s.env, s.episode) for s in played):
+            steps = [s for s in played if (s.env, s.episode) == (env, episode)]
+            expected += brute_force_gae([s.reward for s in steps], [value_of(s.row, s.hidden) for s in steps],
+                                        value_of(steps[-1].next_row, steps[-1].next_hidden), steps[-1].terminated,
+                                        agent.cfg.discount, agent.cfg.gae_lambda)
+        with monkeypatch.context() as patch:
+            advantages = spy(patch, PPO, "gae")
+            agent.train(buffer)
+        assert len(advantages) == 1 and np.allclose(advantages[0], expected, atol=1e-4)
+    assert {(s.terminated, s.truncated) for s in played} == {(False, False), (True, False), (False, True)}
+
+
+# ---------------------------------------------------------------------- the update
+
+def plain_update(agent, played, windows_of, epochs):
+    """PPO as in the paper with one minibatch, one window and one step at a time. Returns networks and losses."""
+    cfg = agent.cfg
+    actor, critic = Plain(agent.actor), Plain(agent.critic)
+    log_std = None if agent.actor.log_std is None else torch.nn.Parameter(agent.actor.log_std.detach().clone())
+    actor_weights = [*actor.parameters()] + ([] if log_std is None else [log_std])
+    actor_optimizer = torch.optim.Adam(actor_weights, lr=cfg.lr)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=cfg.lr)
+    old = dict(zip([s[:3] for s in played], acted_log_prob(agent, played)))
+
+    def unroll(net, past, steps, which, last=False):
+        with torch.no_grad():
+            hidden = net.unroll([s.row for s in past], start_of(past, steps, agent, cfg)[which])[1]
+        return net.unroll([s.row for s in steps] + ([steps[-1].next_row] if last else []), hidden)[0]
+
+    advantage, returns = {}, {}
+    for episode in dict.fromkeys(s[:2] for s in played):
+        value, last_value = [], 0.0
+        for past, steps in windows_of:
+            if steps[0][:2] == episode:
+                with torch.no_grad():
+                    *inside, last_value = (critic.heads[0](f).item() * agent.return_scale
+                                           for f in unroll(critic, past, steps, 1, last=True))
+                value += inside
+                value[-1] = (value[-1], last_value)                    # a window's own value of its last next state
+        steps = [s for s in played if s[:2] == episode]
+        now = [v[0] if isinstance(v, tuple) else v for v in value]
+        after = [v[1] if isinstance(v, tuple) else w for v, w in zip(value, [*now[1:], None])]
+        total = 0.0
+        for s, v, w in reversed(list(zip(steps, now, after))):
+            delta = s.reward + (0.0 if s.terminated else cfg.discount * w) - v
+            total = delta + cfg.discount * cfg.gae_lambda * total
+            advantage[s[:3]], returns[s[:3]] = total, total + v
+    spread = np.array(list(advantage.values()))
+    scale = agent.return_scale + 0.1 * (np.sqrt(np.mean(np.square(list(returns.values())))) - agent.return_scale)
+
+    losses = {"critic_loss": [], "actor_loss": []}
+    for _ in range(epochs):
+        errors, gains = [], []
+        for past, steps in windows_of:
+            for s, f in zip(steps, unroll(critic, past, steps, 1)):
+                errors.append((critic.heads[0](f) - returns[s[:3]] / scale) ** 2)
+        critic_loss = sum(errors) / len(errors)
+        critic_optimizer.zero_grad()
+        critic_loss.backward()
+        torch.nn.utils.clip_grad_norm_(critic.parameters(), cfg.max_grad_norm)
+        critic_optimizer.step()
+        for past, steps in windows_of:
+            for s, f in zip(steps, unroll(actor, past, steps, 0)):
+                ratio = torch.exp(log_prob_of(actor, log_std, f, s.action) - old[s[:3]])
+                a = (advantage[s[:3]] - spread.mean()) / spread.std()
+                output = actor.heads[0](f)
+                policy = Categorical(logits=output) if log_std is None else Normal(output, log_std.exp())
+                gains.append(torch.min(ratio * a, ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * a) +
+                             cfg.entropy_coef * policy.entropy().sum())
+        actor_loss = -sum(gains) / len(gains)
+        actor_optimizer.zero_grad()
+        actor_loss.backward()
+        torch.nn.utils.clip_grad_norm_(actor_weights, cfg.max_grad_norm)
+        actor_optimizer.step()
+        losses["critic_loss"].append(critic_loss.item())
+        losses["actor_loss"].append(actor_loss.item())
+    return actor, critic, log_std, {name: np.mean(x) for name, x in losses.items()}
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+@pytest.mark.parametrize("flags", [
+    dict(seq_len=1),
+    dict(seq_len=5, hidden_init="stored", **RECURRENT),
+    dict(seq_len=5, hidden_init="stored", critic_hidden="actor", burn_in=2, **RECURRENT),
+    dict(seq_len=5, hidden_init="stored", critic_hidden="zero", core="gru", **RECURRENT),
+    dict(seq_len=6, burn_in=3, **RECURRENT),
+    dict(seq_len="full", hidden_init="stored", recurrent_actor=True),
+    dict(seq_len=4, hidden_init="stored", recurrent_critic=True),
+], ids=lambda flags: "-".join(str(v) for v in flags.values()))
+def test_update_is_plain_ppo(monkeypatch, kind, flags):
+    """Several epochs, with clipped ratios, against single steps in a Python loop."""
+    agent, buffer, game = make(SPECS[kind], epochs=5, batch_size=1000, entropy_coef=0.1, clip=0.05, lr_decay=False, lr=1e-2,
+                               max_grad_norm=0.2, **flags)
+    played = game.play(ROLLOUT)
+    windows = game.windows(buffer.windows(agent.cfg.seq_len, agent.cfg.burn_in), agent.cfg.burn_in)
+    actor, critic, log_std, expected = plain_update(agent, played, windows, 5)
+    with monkeypatch.context() as patch:
+        seen = spy_on_update(patch, agent, buffer)
+        losses = agent.train(buffer)
+    clipped = [((ratio[batch.mask] - 1).abs() > 0.05).sum() for ratio, batch in zip(seen["ratios"], seen["batches"])]
+    assert max(clipped) > 5
+    for name, loss in expected.items():
+        assert losses[name].item() == pytest.approx(loss, abs=1e-4), name
+    assert actor.distance(agent.actor) < 1e-3 and critic.distance(agent.critic) < 1e-3
+    if log_std is not None:
+        assert torch.allclose(agent.actor.log_std, log_std, atol=1e-4)
+
+
+def test_learning_rate_falls_linearly():
+    """--lr_decay: to zero at max_timesteps, the core's own rate too; without it neither moves."""
+    for decay, expected in ((True, 0.5), (False, 1.0)):
+        agent, buffer, game = make(max_timesteps=4 * ROLLOUT, core_lr=1e-4, lr_decay=decay, **RECURRENT)
+        game.play(ROLLOUT)                                             # of both environments: half of max_timesteps
+        agent.train(buffer)
+        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
+            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 3e-3, expected * 1e-4])
+
+
+# ---------------------------------------------------------------------- padding and what is not ours
+
+def trained(agent, buffer):
+    """Losses, gradients and weights after an update of a copy of the agent."""
+    twin, clear = copy.deepcopy(agent), buffer.clear
+    buffer.clear = lambda: None
+    losses = twin.train(buffer)
+    buffer.clear = clear
+    return [*losses.values(), *(p.grad for net in (twin.actor, twin.critic) for p in net.parameters()), *weights_of(twin)]
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_padding_changes_nothing(kind):
+    """Garbage in the windows' padding, and NaN wherever it is not read by a core, leave losses, gradients and weights alone."""
+    agent, buffer, game = make(SPECS[kind], seq_len=6, burn_in=3, hidden_init="stored", entropy_coef=0.1, **RECURRENT)
+    game.play(ROLLOUT)
+    rollout = buffer.windows(6, 3)
+    padding = ~rollout.mask
+    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1)
+    no_past = torch.arange(3)[None, :, None] >= rollout.past_length[:, None, None]
+    fields = ("state", "reward", "next_state", "not_done")
+    garbage = rollout._replace(
+        history=rollout.history.masked_fill(after, 1e3), past=rollout.past.masked_fill(no_past, torch.nan),
+        action=rollout.action.masked_fill(padding, 1e3),
+        **{name: getattr(rollout, name).masked_fill(padding, torch.nan) for name in fields})
+    results = []
+    for fake in (rollout, garbage):
+        buffer.windows = lambda *_, fake=fake: fake
+        results.append(trained(agent, buffer))
+    assert padding.any()
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*results, strict=True))
+
+
+def test_a_narrow_policy_stays_finite():
+    """In padding the new policy is not computed: however unlikely an action is under it there, no gradient comes of it."""
+    agent, buffer, game = make(seq_len=6, init_log_std=-4.0, epochs=3)
+    with torch.no_grad():
+        agent.actor.mlp.weights[-1].mul_(300)
+    game.play(ROLLOUT)
+    agent.train(buffer)
+    assert all(weight.isfinite().all() for weight in weights_of(agent))
+
+
+@pytest.mark.parametrize("flags", [dict(seq_len=1), dict(seq_len=6, **RECURRENT),
+                                   dict(seq_len=4, burn_in=3, hidden_init="stored", **RECURRENT),
+                                   dict(seq_len="full", hidden_init="stored", **RECURRENT)],
+                         ids=["feed-forward", "zero", "stored", "full"])
+def test_nan_outside_the_rollout_changes_nothing(flags):
+    """In rows of the rollout before and in those past the write head: losses, gradients and weights to the bit."""
+    agent, buffer, game = make(**flags)
+    game.play(ROLLOUT)
+    agent.train(buffer)
+    game.play(ROLLOUT - 10)                                            # shorter than the one before
+    clean = trained(agent, buffer)
+    poison(buffer, buffer.windows(agent.cfg.seq_len, agent.cfg.burn_in))
+    assert buffer.rows.isnan().any()
+    assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(clean, trained(agent, buffer), strict=True))
+
+
+@pytest.mark.parametrize("flags", [dict(), dict(seq_len=4, burn_in=2, hidden_init="stored", **RECURRENT)])
+def test_each_loss_reaches_its_own_network_only(flags, monkeypatch):
+    """The critic's loss gives the actor no gradient, the actor's loss gives the critic none."""
+    agent, buffer, game = make(epochs=1, batch_size=1000, **flags)
+    game.play(ROLLOUT)
+    seen = {}
+    step = agent.critic_optimizer.step
+
+    def at_critic_step(*args):
+        seen["actor"] = [p.grad for p in agent.actor.parameters()]
+        seen["critic"] = [p.grad.clone() for p in agent.critic.parameters()]
+        return step(*args)
+    monkeypatch.setattr(agent.critic_optimizer, "step", at_critic_step)
+    agent.train(buffer)
+    assert all(grad is None for grad in seen["actor"])
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(agent.critic.parameters(), seen["critic"], strict=True))
+    assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())
+
+
+# ---------------------------------------------------------------------- memory
+
+@pytest.mark.parametrize("flags", [dict(), dict(core="gru"), dict(critic_hidden="actor"), dict(hidden_init="zero"),
+                                   dict(hidden_refresh=True)], ids=lambda flags: "-".join(map(str, flags.values())) or "own")
+def test_stored_hidden_reproduces_the_next(flags):
+    """For each row of each rollout, from the memory that the agent acted from; an update and clear() lie between rollouts."""
+    agent, buffer, game = make(seq_len=4, **{"hidden_init": "stored", **RECURRENT, **flags})
+    for _ in range(3):
+        game.play(ROLLOUT)
+        assert check_stored_hidden(agent, buffer) == len(buffer) == 2 * ROLLOUT
+        agent.train(buffer)
+    game.play(7)
+    assert check_stored_hidden(agent, buffer) == 14                    # and across a clear() alone
+    buffer.clear()
+    game.play(9)
+    assert check_stored_hidden(agent, buffer) == 18
+
+
+def test_hidden_refresh_writes_recomputed_states(monkeypatch):
+    """After the last epoch every stored state is that of the new weights, from where each episode entered the rollout."""
+    agent, buffer, game = make(seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
+    game.play(ROLLOUT)
+    before, clear, compared = buffer.hidden.clone(), buffer.clear, []
+
+    def check_and_clear():
+        changed = (buffer.hidden - before).abs().max(1).values > 1e-4
+        firsts = buffer.windows("full").index[:, 0]
+        assert torch.equal(buffer.hidden[firsts], before[firsts])
+        compared.append((check_stored_hidden(agent, buffer), int(changed.sum())))
+        clear()
+    monkeypatch.setattr(buffer, "clear", check_and_clear)
+    agent.train(buffer)
+    assert compared == [(2 * ROLLOUT, 2 * ROLLOUT)]
+
+
+@pytest.mark.parametrize("flags, stored", [(dict(critic_hidden="own", hidden_init="stored"), 24),
+                                           (dict(critic_hidden="actor", hidden_init="stored"), 12),
+                                           (dict(critic_hidden="zero", hidden_init="stored"), 12),
+                                           (dict(hidden_init="zero"), 12)])
+def test_what_is_stored(flags, stored):
+    """The actor's memory always, as the old log-probabilities are those it acted with; the critic's if it starts from it."""
+    agent, buffer, game = make(hidden_refresh=flags["hidden_init"] == "stored", **RECURRENT, **flags)
+    assert agent.stored_hidden_size == buffer.hidden.shape[1] == stored
+    game.play(ROLLOUT)
+    agent.train(buffer)
+
+
+# ---------------------------------------------------------------------- acting and pace
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_acting(kind):
+    """Sampled from the policy while exploring, its mode otherwise; discrete actions are one-hot."""
+    agent = make_agent(PPO, SPECS[kind])
+    with torch.no_grad():
+        agent.actor.mlp.weights[-1].mul_(100)
+    row, hidden = np.ones((2, SPEC.state_dim + SPEC.action_dim + 1), np.float32), np.zeros((2, 0), np.float32)
+    output = Plain(agent.actor).heads[0](torch.ones(1, SPEC.state_dim)).detach().numpy()[0]
+    mode = agent.act(row, hidden, explore=False)[0]
+    assert agent.steps == 0 and np.array_equal(mode, agent.act(row, hidden, explore=False)[0])
+    sampled = np.concatenate([agent.act(row, hidden)[0] for _ in range(500)])
+    assert agent.steps == 1000
+    if kind == "discrete":
+        assert np.array_equal(mode[0], np.eye(2)[output.argmax()])
+        assert np.array_equal(np.unique(sampled, axis=0), [[0, 1], [1, 0]])
+        assert sampled.mean(0) == pytest.approx(np.exp(output) / np.exp(output).sum(), abs=0.06)
+    else:
+        assert np.allclose(mode[0], output, atol=1e-5)
+        assert sampled.mean(0) == pytest.approx(output, abs=0.1)
+        assert sampled.std(0) == pytest.approx(np.exp(-0.5), abs=0.06)
+
+
+def test_ready_after_a_rollout():
+    """An update is due every rollout_steps steps, and forgets what it learned from."""
+    agent, buffer, game = make()
+    for _ in range(3):
+        for _ in range(ROLLOUT - 1):
+            game.play(1)
+            assert not agent.ready(buffer)
+        game.play(1)
+        assert agent.ready(buffer)
+        agent.train(buffer)
+        assert len(buffer) == 0 and not agent.ready(buffer)
+
+
+def test_the_buffer_never_wraps_around():
+    """Even if every episode has a single step."""
+    agent, buffer, _ = make()
+    game = Toy(agent, buffer, [[1], [1]])
+    for _ in range(3):
+        game.play(ROLLOUT)
+        assert len(buffer) == 2 * ROLLOUT
+        agent.train(buffer)
+
+
+def test_checkpoint_keeps_the_scale_of_returns():
+    """Values are predictions times the scale: a critic without it is another critic."""
+    agent, buffer, game = make(**RECURRENT)
+    game.play(ROLLOUT)
+    agent.train(buffer)
+    other = make(seed=1, **RECURRENT)[0]
+    other.load_state_dict(agent.state_dict())
+    assert other.return_scale == pytest.approx(agent.return_scale) and agent.return_scale != 1
+    assert Plain(agent.critic).distance(other.critic) == Plain(agent.actor).distance(other.actor) == 0
+
+
+# ---------------------------------------------------------------------- learning
+
+@pytest.mark.parametrize("flags", [dict(), dict(seq_len=5, hidden_init="stored", **RECURRENT)], ids=["feed-forward", "recurrent"])
+def test_a_time_limit_is_no_end(flags):
+    """Reward 1 for ever in episodes of 10: the value is 1 / (1 - gamma) = 10; with truncation taken for termination about 5."""
+    agent = make_agent(PPO, CHAIN_SPEC, rollout_steps=25, batch_size=25, epochs=8, discount=0.9, lr=5e-3, lr_decay=False,
+                       **flags)
+    buffer = make_buffer(agent, agent.buffer_size())
+    game = Chain(agent, buffer, 2)
+    for _ in range(30):
+        game.play(25)
+        agent.train(buffer)
+    played = game.play(25)
+    critic = Plain(agent.critic)
+    with torch.no_grad():
+        value = torch.cat([critic.heads[0](critic.remember(torch.as_tensor(s.row)[None], hidden_parts(agent, s.hidden)[1])[0])
+                           for s in played]) * agent.return_scale
+    assert 9 < value.min() and value.max() < 11, (value.min(), value.max())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_trains_on_cuda(kind):
+    """With windows of different length, burn-in, and states written back."""
+    agent = make_agent(PPO, SPECS[kind], device="cuda", **ON_POLICY, seq_len=4, burn_in=2, hidden_init="stored",
+                       hidden_refresh=True, **RECURRENT)
+    buffer = make_buffer(agent, agent.buffer_size())
+    game = Toy(agent, buffer, LENGTHS)
+    for _ in range(2):
+        game.play(ROLLOUT)
+        agent.train(buffer)
+    assert all(weight.isfinite().all() and weight.is_cuda for weight in weights_of(agent))
+
+
+def test_same_seed_same_weights():
+    """To the bit, after acting and training; another seed, other weights."""
+    def run(seed):
+        agent, buffer, game = make(seed=seed, seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True, **RECURRENT)
+        for _ in range(2):
+            game.play(ROLLOUT)
+            agent.train(buffer)
+        return weights_of(agent)
+    first, second, other = run(0), run(0), run(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -1,0 +1,113 @@
+"""A task that only memory can solve: a cue is shown once, and has to be acted on some steps later.
+
+Recurrent agents of every algorithm solve it; feed-forward ones stay at chance, because what they see when they choose
+does not depend on the cue. The same agents fall back to chance when their memory is wiped before the choice.
+"""
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import main
+
+DELAY = 5                                                              # steps between the cue and the choice
+
+
+class Cue(gym.Env):
+    """Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; the last action must name it."""
+
+    def __init__(self, discrete):
+        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(2) if discrete else gym.spaces.Box(-1, 1, (1,), np.float32)
+        self.discrete = discrete
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.cue = 0, 2 * int(self.np_random.integers(2)) - 1
+        return np.array([self.cue, 0], np.float32), {}
+
+    def step(self, action):
+        choice, last = (2 * action - 1 if self.discrete else np.sign(action[0])), self.t == DELAY
+        self.t += 1
+        return np.array([0, self.t == DELAY], np.float32), float(last and choice == self.cue), last, False, {}
+
+
+for name, discrete in [("Cue-v0", False), ("CueDiscrete-v0", True)]:
+    gym.register(name, Cue, kwargs=dict(discrete=discrete))
+
+OFF_POLICY = ["--start_timesteps", "1000", "--batch_size", "64", "--replay_ratio", "32", "--lr", "5e-3", "--tau", "0.02",
+              "--expl_noise", "0.5", "--eval_freq", "200"]
+ON_POLICY = ["--rollout_steps", "64", "--num_envs", "8", "--lr", "3e-3", "--epochs", "10", "--eval_freq", "512"]
+CASES = [("TD3", "Cue-v0", OFF_POLICY), ("DDPG", "Cue-v0", OFF_POLICY), ("PPO", "Cue-v0", ON_POLICY),
+         ("PPO", "CueDiscrete-v0", ON_POLICY)]
+
+
+class Solved(Exception):
+    """Raised by an evaluation in which every episode succeeded."""
+
+
+def train(policy, env_id, flags, tmp_path, monkeypatch):
+    """Train by main.py's own loop until an evaluation is perfect; returns agent, environment and its spec."""
+    run, cfg, module, _ = main.parse(["--policy", policy, "--env", env_id, "--results_dir", str(tmp_path), "--eval_episodes", "16",
+                                      "--hidden_size", "32", *flags])
+    main.seed_everything(run)
+    env = main.make_env(env_id)
+    spec = main.env_spec(env)
+    agent = getattr(module, policy)(spec, cfg, run.seed)
+    evaluate = main.evaluate
+
+    def stop_when_solved(*args):
+        returns, lengths = evaluate(*args)
+        if min(returns) == 1:
+            raise Solved
+        return returns, lengths
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "evaluate", stop_when_solved)
+        try:
+            main.train(run, cfg, module, agent, main.make_vector_env(env_id, cfg.num_envs), env, spec)
+        except Solved:
+            pass
+    return agent, env, spec
+
+
+def choices(agent, env, spec, wipe=False, episodes=40):
+    """Success and the action at the moment of choice, by a loop of its own. `wipe`: forget everything just before it."""
+    successes, actions = [], []
+    for episode in range(episodes):
+        state, _ = env.reset(seed=1000 + episode)
+        action, reward, hidden = np.zeros((1, spec.action_dim)), 0.0, np.zeros((1, agent.hidden_size), np.float32)
+        for t in range(DELAY + 1):
+            if wipe and t == DELAY:
+                action, reward, hidden = 0 * action, 0.0, 0 * hidden
+            row = np.concatenate([state, action[0], [reward]])[None].astype(np.float32)
+            action, hidden = agent.act(row, hidden, explore=False)
+            state, reward, terminated, _, _ = env.step(action[0])
+        assert terminated
+        successes.append(reward)
+        actions.append(action[0])
+    return np.mean(successes), np.array(actions)
+
+
+@pytest.mark.parametrize("policy,env_id,flags", CASES)
+def test_recurrent_agent_recalls_the_cue(policy, env_id, flags, tmp_path, monkeypatch):
+    flags = [*flags, "--recurrent", "--core_size", "16", "--max_timesteps", "12e3"]
+    agent, env, spec = train(policy, env_id, flags, tmp_path, monkeypatch)
+    returns, lengths = main.evaluate(agent, env, spec, 200, seed=123)
+    assert set(lengths) == {DELAY + 1}
+    assert np.mean(returns) >= 0.95
+
+    # It is memory that does it
+    success, actions = choices(agent, env, spec)
+    assert success >= 0.95 and len(np.unique(actions > 0.5 * spec.discrete, axis=0)) == 2
+    success, actions = choices(agent, env, spec, wipe=True)
+    assert success <= 0.65 and np.all(actions == actions[0])
+
+
+@pytest.mark.parametrize("policy,env_id,flags", CASES)
+def test_feed_forward_agent_stays_at_chance(policy, env_id, flags, tmp_path, monkeypatch):
+    agent, env, spec = train(policy, env_id, [*flags, "--max_timesteps", "1500"], tmp_path, monkeypatch)
+    returns, _ = main.evaluate(agent, env, spec, 200, seed=123)
+    assert 0.4 <= np.mean(returns) <= 0.6
+
+    # Provably: whatever it learns, it chooses the same for either cue
+    _, actions = choices(agent, env, spec)
+    assert np.all(actions == actions[0])
