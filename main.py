@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import typing
+import zlib
 from dataclasses import MISSING, asdict, dataclass, fields
 
 import numpy as np
@@ -226,7 +227,10 @@ def run_name(run, cfg, module):
               "threads", "results_dir", "overwrite", "save_model", "test"}
     other = [f"{k}={os.path.basename(str(v))}" for k, v in {**asdict(run), **asdict(cfg)}.items()
              if k not in silent and v != defaults[k]]
-    return "_".join([run.env.replace("/", "-"), run.policy, memory, *other, f"seed={run.seed}"])
+    name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
+    if len(name) > 200:                                                # a file's name ends at 255
+        name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
+    return f"{name}_seed={run.seed}"
 
 
 class Results:
@@ -344,6 +348,12 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
         nonlocal best, report
         returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
         results.add(step, returns, lengths)
+        if run.save_model:
+            config = {**asdict(run), **asdict(cfg)}
+            save_checkpoint(results.path + ".last.pt", agent, config, step)
+            if np.mean(returns) > best:
+                save_checkpoint(results.path + ".best.pt", agent, config, step)
+        best = max(best, np.mean(returns))
         seconds = time.time() - results.start
         report = f"return {np.mean(returns):.1f}"
         if bar.disable:
@@ -351,12 +361,6 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
                 if step else ""
             print(f"step {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
         bar.set_postfix_str(report)
-        if run.save_model:
-            config = {**asdict(run), **asdict(cfg)}
-            save_checkpoint(results.path + ".last.pt", agent, config, step)
-            if np.mean(returns) > best:
-                save_checkpoint(results.path + ".best.pt", agent, config, step)
-        best = max(best, np.mean(returns))
 
     evaluation(0)
     state, _ = envs.reset(seed=run.seed)

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     def select(self, windows):
         """The batch of these windows only, trimmed to their longest."""
-        picked = [x[windows] if torch.is_tensor(x) else x for x in self]
+        picked = [x[windows.to(x.device)] if torch.is_tensor(x) else x for x in self]  # `index` is always on the CPU
         batch = Batch(*picked)
         L = int(batch.mask.sum(1).max())
         trimmed = {name: getattr(batch, name)[:, :L]

@@ -10,10 +10,15 @@ import pytest
 import main
 
 DELAY = 5                                                              # steps between the cue and the choice
+LIMIT = 0.8                                                            # bound of a continuous choice, see Cue
 
 
 class Cue(gym.Env):
-    """Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; the last action must name it."""
+    """Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; the last action must name it.
+
+    A continuous action names it by its sign, and counts only within +-LIMIT: were -1 and 1 the best actions, a tanh that
+    ran there before the critic had learnt to remember would have no gradient left to come back by (2 seeds of 10).
+    """
 
     def __init__(self, discrete):
         self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -26,9 +31,10 @@ class Cue(gym.Env):
         return np.array([self.cue, 0], np.float32), {}
 
     def step(self, action):
-        choice, last = (2 * action - 1 if self.discrete else np.sign(action[0])), self.t == DELAY
+        right = 2 * action - 1 == self.cue if self.discrete else 0 < action[0] * self.cue < LIMIT
+        last = self.t == DELAY
         self.t += 1
-        return np.array([0, self.t == DELAY], np.float32), float(last and choice == self.cue), last, False, {}
+        return np.array([0, self.t == DELAY], np.float32), float(last and right), last, False, {}
 
 
 for name, discrete in [("Cue-v0", False), ("CueDiscrete-v0", True)]:
@@ -47,8 +53,8 @@ class Solved(Exception):
 
 def train(policy, env_id, flags, tmp_path, monkeypatch):
     """Train by main.py's own loop until an evaluation is perfect; returns agent, environment and its spec."""
-    run, cfg, module, _ = main.parse(["--policy", policy, "--env", env_id, "--results_dir", str(tmp_path), "--eval_episodes", "16",
-                                      "--hidden_size", "32", *flags])
+    run, cfg, module, _ = main.parse(["--policy", policy, "--env", env_id, "--hidden_size", "32", "--eval_episodes", "16",
+                                      "--results_dir", str(tmp_path), *flags])
     main.seed_everything(run)
     env = main.make_env(env_id)
     spec = main.env_spec(env)
@@ -106,7 +112,7 @@ def test_recurrent_agent_recalls_the_cue(policy, env_id, flags, tmp_path, monkey
 def test_feed_forward_agent_stays_at_chance(policy, env_id, flags, tmp_path, monkeypatch):
     agent, env, spec = train(policy, env_id, [*flags, "--max_timesteps", "1500"], tmp_path, monkeypatch)
     returns, _ = main.evaluate(agent, env, spec, 200, seed=123)
-    assert 0.4 <= np.mean(returns) <= 0.6
+    assert np.mean(returns) <= 0.6
 
     # Provably: whatever it learns, it chooses the same for either cue
     _, actions = choices(agent, env, spec)

@@ -1,0 +1,388 @@
+"""Environments: masks, action scaling, disturbed observations, episode ends in the vector environment, clear errors."""
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import envs
+from envs import KEEP, OneHotAction, PartialObservation, ScaleAction, env_spec, make_env, make_vector_env
+
+# The design's table, by hand: observation size, positions, velocities
+TABLE = {
+    "HopperBulletEnv-v0": (15, "0 1 2 6 7 8 10 12 14", "3 4 5 9 11 13"),
+    "Walker2DBulletEnv-v0": (22, "0 1 2 6 7 8 10 12 14 16 18 20 21", "3 4 5 9 11 13 15 17 19"),
+    "HalfCheetahBulletEnv-v0": (26, "0 1 2 6 7 8 10 12 14 16 18 20 21 22 23 24 25", "3 4 5 9 11 13 15 17 19"),
+    "AntBulletEnv-v0": (28, "0 1 2 6 7 8 10 12 14 16 18 20 22 24 25 26 27", "3 4 5 9 11 13 15 17 19 21 23"),
+    "Pendulum-v1": (3, "0 1", "2"),
+    "CartPole-v1": (4, "0 2", "1 3"),
+    "InvertedPendulumBulletEnv-v0": (5, "0 2 3", "1 4"),
+    "InvertedPendulumSwingupBulletEnv-v0": (5, "0 2 3", "1 4"),
+    "InvertedDoublePendulumBulletEnv-v0": (9, "0 2 3 4 6 7", "1 5 8"),
+    "ReacherBulletEnv-v0": (9, "0 1 2 3 4 5 7", ""),
+}
+SIZE = 4
+
+
+class Counter(gym.Env):
+    """Its observation is the number of steps since its reset, in every entry, plus 100 times the number of resets.
+
+    Ends after `length` steps, by termination if told so.
+    """
+
+    def __init__(self, length=5, terminates=False, observation_space=None, action_space=None):
+        self.observation_space = observation_space or gym.spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)
+        self.action_space = action_space or gym.spaces.Box(-1, 1, (1,), np.float32)
+        self.length, self.terminates, self.resets, self.actions = length, terminates, 0, []
+
+    def observe(self):
+        return np.full(SIZE, 100 * self.resets + self.t, np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.resets = 0, self.resets + 1
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        self.actions.append(action)
+        done = self.t >= self.length
+        return self.observe(), float(self.t), done and self.terminates, done and not self.terminates, {}
+
+
+class Noisy(Counter):
+    """Prints from Python and cannot be made without an argument."""
+
+    def __init__(self, secret=None):
+        print("chatter")
+        if secret is None:
+            raise RuntimeError("two\nlines")
+        super().__init__()
+
+
+def box(low, high, shape=None):
+    return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32), shape, np.float32)
+
+
+TOYS = {
+    "TestCounter-v0": {},
+    "TestTerminates-v0": dict(terminates=True),
+    "TestImage-v0": dict(observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)),
+    "TestDict-v0": dict(observation_space=gym.spaces.Dict(x=gym.spaces.Box(-1, 1, (2,)))),
+    "TestDiscreteObservation-v0": dict(observation_space=gym.spaces.Discrete(5)),
+    "TestMultiDiscrete-v0": dict(action_space=gym.spaces.MultiDiscrete([3] * 100)),
+    "TestUnbounded-v0": dict(action_space=gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)),
+    "TestActionMatrix-v0": dict(action_space=gym.spaces.Box(-1, 1, (2, 2), np.float32)),
+    "TestAsymmetric-v0": dict(action_space=box([-1, 0, 10], [3, 1, 20])),
+    "TestDiscreteStart-v0": dict(action_space=gym.spaces.Discrete(3, start=1)),
+}
+for env_id, kwargs in TOYS.items():
+    gym.register(env_id, Counter, kwargs=kwargs, disable_env_checker=True)
+gym.register("TestNoisy-v0", Noisy, disable_env_checker=True)
+gym.register("TestLimited-v0", Counter, max_episode_steps=7, kwargs=dict(length=100))
+
+
+# ---------------------------------------------------------------------- masks
+
+def indices(text):
+    return [int(word) for word in text.split()]
+
+
+def test_masks_are_the_designs_table():
+    assert KEEP == {env_id: (indices(positions), indices(velocities)) for env_id, (_, positions, velocities) in TABLE.items()}
+
+
+@pytest.mark.parametrize("env_id", TABLE)
+def test_mask_fits_its_environment(env_id):
+    size, *masks = TABLE[env_id]
+    env = make_env(env_id)
+    full, _ = env.reset(seed=3)
+    assert env_spec(env).state_dim == len(full) == size
+    kept = indices(masks[0]) + indices(masks[1])
+    assert len(kept) == len(set(kept)) and set(kept) <= set(range(size))
+    for observe, mask in zip(("positions", "velocities"), masks):
+        if not mask:
+            with pytest.raises(ValueError, match=f"--observe {observe}: {env_id} has no such entries"):
+                make_env(env_id, observe=observe)
+            continue
+        env = make_env(env_id, observe=observe)
+        state, _ = env.reset(seed=3)
+        assert env_spec(env).state_dim == len(state) == env.observation_space.shape[0]
+        assert state.dtype == np.float32 and env.observation_space.dtype == np.float32
+        np.testing.assert_array_equal(state, full[indices(mask)])
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_velocities_are_the_velocities(env_id):
+    """Where an environment's state is known: what lies in a mask is what its name says, and the rest lies in the other."""
+    env = make_env(env_id)
+    env.reset(seed=0)
+    observation, *_ = env.step(np.eye(env_spec(env).action_dim)[0])
+    inner = env.unwrapped.state
+    position, velocity = (inner[:1], inner[1:]) if env_id == "Pendulum-v1" else (inner[::2], inner[1::2])
+    if env_id == "Pendulum-v1":
+        position = [np.cos(position[0]), np.sin(position[0])]
+    np.testing.assert_allclose(observation[KEEP[env_id][0]], position, rtol=1e-5)
+    np.testing.assert_allclose(observation[KEEP[env_id][1]], velocity, rtol=1e-5)
+
+
+def test_hopper_velocities_change_like_velocities():
+    """Entries 8 to 13 are joints, angle and speed in turn, and the last is the foot's contact."""
+    env = make_env("HopperBulletEnv-v0")
+    env.reset(seed=1)
+    rng = np.random.default_rng(0)
+    states = np.array([env.step(rng.uniform(-1, 1, 3))[0] for _ in range(14)])
+    for position, velocity in ((8, 9), (10, 11), (12, 13)):
+        assert np.corrcoef(np.diff(states[:, position]), states[1:, velocity])[0, 1] > 0.8
+    assert set(states[:, 14]) == {0, 1}
+
+
+# ---------------------------------------------------------------------- actions
+
+def test_scale_action_maps_asymmetric_bounds():
+    env = make_env("TestAsymmetric-v0")
+    assert env_spec(env) == (SIZE, 3, False)
+    assert np.all(env.action_space.low == -1) and np.all(env.action_space.high == 1)
+    env.reset(seed=0)
+    for action, expected in [([-1, -1, -1], [-1, 0, 10]), ([1, 1, 1], [3, 1, 20]), ([0, 0, 0], [1, 0.5, 15]),
+                             ([0.5, -0.5, 0], [2, 0.25, 15]), ([-9, 9, 5], [-1, 1, 20])]:
+        env.step(np.array(action, np.float32))
+        np.testing.assert_allclose(env.unwrapped.actions[-1], expected, rtol=1e-6)
+        assert env.unwrapped.action_space.contains(np.asarray(env.unwrapped.actions[-1], np.float32))
+
+
+def test_scale_action_leaves_symmetric_actions_alone():
+    env = ScaleAction(Counter())
+    for action in np.linspace(-1, 1, 9, dtype=np.float32):
+        np.testing.assert_allclose(env.action(action[None]), action, atol=1e-7)
+
+
+@pytest.mark.parametrize("env_id,start,n", [("TestDiscreteStart-v0", 1, 3), ("CartPole-v1", 0, 2)])
+def test_one_hot_action(env_id, start, n):
+    env = make_env(env_id)
+    assert env_spec(env)[1:] == (n, True)
+    wrapper = next(w for w in layers(env) if isinstance(w, OneHotAction))
+    for k in range(n):
+        assert wrapper.action(np.eye(n, dtype=np.float32)[k]) == start + k
+        env.reset(seed=0)
+        env.step(np.eye(n, dtype=np.float32)[k])
+    if start:
+        assert env.unwrapped.actions == [1, 2, 3]
+
+
+def layers(env):
+    while env is not env.unwrapped:
+        yield env
+        env = env.env
+
+
+# ---------------------------------------------------------------------- disturbed observations
+
+def observations(steps=4000, seed=0, **disturbance):
+    """(steps, SIZE) of what an agent sees of a world that is all ones."""
+    env = Counter()
+    env.observe = lambda: np.ones(SIZE, np.float32)
+    env = PartialObservation(env, "TestCounter-v0", **disturbance)
+    states = [env.reset(seed=seed)[0]] + [env.step(np.zeros(1))[0] for _ in range(steps - 1)]
+    assert all(state.dtype == np.float32 and state.shape == (SIZE,) for state in states)
+    return np.array(states)
+
+
+def test_undisturbed_observation_is_untouched():
+    np.testing.assert_array_equal(observations(20), np.ones((20, SIZE)))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_flicker_blanks_whole_observations(p):
+    seen = observations(flicker=p)
+    blank = np.all(seen == 0, 1)
+    assert np.all(seen[~blank] == 1)
+    assert abs(blank.mean() - p) < 4 * (p * (1 - p) / len(seen)) ** 0.5
+    both = np.mean(blank[1:] & blank[:-1])                             # independent from step to step
+    assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / len(seen)) ** 0.5
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_sensor_dropout_blanks_single_entries(p):
+    seen = observations(sensor_dropout=p)
+    assert set(np.unique(seen)) == {0, 1}
+    assert np.all(abs((seen == 0).mean(0) - p) < 4 * (p * (1 - p) / len(seen)) ** 0.5)
+    assert abs(np.mean(np.all(seen == 0, 1)) - p ** SIZE) < 0.02       # entries are independent of one another
+    assert abs(np.corrcoef((seen == 0).T)[0, 1]) < 0.06
+
+
+def test_obs_noise_is_gaussian():
+    noise = observations(obs_noise=0.3) - 1
+    assert np.all(abs(noise.mean(0)) < 4 * 0.3 / len(noise) ** 0.5)
+    assert np.all(abs(noise.std(0) - 0.3) < 0.02)
+    assert abs(np.mean(noise ** 4) / 0.3 ** 4 - 3) < 0.3               # a Gaussian's fourth moment
+    assert abs(np.corrcoef(noise.T)[0, 1]) < 0.06
+
+
+def test_disturbances_combine():
+    seen = observations(obs_noise=0.3, sensor_dropout=0.2, flicker=0.25)
+    blank = np.all(seen == 0, 1)
+    p = 0.25 + 0.75 * 0.2 ** SIZE
+    assert abs(blank.mean() - p) < 4 * (p * (1 - p) / len(seen)) ** 0.5
+    rest = seen[~blank]
+    assert abs((rest == 0).mean() - 0.2) < 0.02
+    assert abs(rest[rest != 0].std() - 0.3) < 0.02                     # what is not dropped still carries noise
+
+
+def test_disturbance_of_1_hides_everything():
+    assert not observations(50, flicker=1.0).any()
+    assert not observations(50, sensor_dropout=1.0).any()
+
+
+@pytest.mark.parametrize("disturbance", [dict(flicker=0.5), dict(obs_noise=1.0), dict(sensor_dropout=0.5)])
+def test_disturbances_follow_the_environments_seed(disturbance):
+    np.random.seed(1)
+    first = observations(100, seed=7, **disturbance)
+    np.random.seed(2)                                                  # no global generator has a say
+    np.testing.assert_array_equal(first, observations(100, seed=7, **disturbance))
+    assert np.any(first != observations(100, seed=8, **disturbance))
+
+
+def test_mask_and_disturbances_work_together():
+    env = make_env("Pendulum-v1", observe="positions", obs_noise=0.1, sensor_dropout=0.5)
+    states = [env.reset(seed=0)[0]] + [env.step(np.zeros(1))[0] for _ in range(100)]
+    assert env_spec(env).state_dim == 2 and all(state.shape == (2,) for state in states)
+    assert 0.3 < np.mean(np.array(states) == 0) < 0.7
+
+
+@pytest.mark.parametrize("env_id", ["HopperBulletEnv-v0", "AntBulletEnv-v0", "Pendulum-v1"])
+def test_same_seed_same_episode(env_id):
+    """Whatever was played before: a seeded reset starts the same episode, in this environment and in a new one."""
+    def episode(env):
+        states = [env.reset(seed=5)[0]]
+        rng = np.random.default_rng(0)
+        for _ in range(12):
+            state, reward, *_ = env.step(rng.uniform(-1, 1, env_spec(env).action_dim).astype(np.float32))
+            states += [state, np.float32(reward)]
+        return np.concatenate([np.atleast_1d(x) for x in states])
+    env = make_env(env_id, flicker=0.2)
+    first = episode(env)
+    np.testing.assert_array_equal(first, episode(env))
+    np.testing.assert_array_equal(first, episode(make_env(env_id, flicker=0.2)))
+
+
+# ---------------------------------------------------------------------- episode ends
+
+@pytest.mark.parametrize("env_id,terminates", [("TestCounter-v0", False), ("TestTerminates-v0", True)])
+def test_final_observation_is_the_true_last_one(env_id, terminates):
+    """make_env has reset it once, so resets count from 2; an episode of 5 steps ends with observation 5, then 0 of the next."""
+    vector = make_vector_env(env_id, 2)
+    state, _ = vector.reset(seed=0)
+    assert np.all(state == 200)
+    for resets in (2, 3, 4):
+        for t in range(1, 6):
+            state, reward, terminated, truncated, info = vector.step(np.zeros((2, 1), np.float32))
+            assert np.all(reward == t)
+            assert np.all(terminated == (terminates and t == 5)) and np.all(truncated == (not terminates and t == 5))
+        assert np.all(np.stack(info["final_obs"]) == 100 * resets + 5)
+        assert np.all(state == 100 * (resets + 1))
+
+
+def test_final_observation_is_masked_and_noisy_like_any_other():
+    vector = make_vector_env("Pendulum-v1", 1, observe="positions")
+    vector.reset(seed=0)
+    for _ in range(200):
+        _, _, _, truncated, info = vector.step(np.zeros((1, 1), np.float32))
+    assert truncated[0] and info["final_obs"][0].shape == (2,)
+    assert np.hypot(*info["final_obs"][0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_time_limit_truncates_and_never_terminates():
+    vector = make_vector_env("TestLimited-v0", 1)
+    vector.reset(seed=0)
+    ends = [vector.step(np.zeros((1, 1), np.float32))[2:4] for _ in range(21)]
+    assert [bool(truncated[0]) for _, truncated in ends] == [t % 7 == 6 for t in range(21)]
+    assert not any(terminated[0] for terminated, _ in ends)
+
+
+def test_environments_of_a_vector_differ():
+    state, _ = make_vector_env("Pendulum-v1", 3).reset(seed=0)
+    assert len(np.unique(state, axis=0)) == 3
+
+
+def test_hopper_has_1000_steps_and_its_own_reward():
+    """Played beside PyBullet's environment as it is registered: the same rewards, whatever the agent gets to see."""
+    env = make_env("HopperBulletEnv-v0", observe="positions", flicker=0.5, obs_noise=0.1)
+    plain = gym.make("HopperBulletEnv-v0")
+    assert env.spec.max_episode_steps == 1000
+    env.reset(seed=4)
+    plain.reset(seed=0)
+    plain.reset(seed=4)
+    rng, steps, ended = np.random.default_rng(0), 0, False
+    while not ended:
+        action = rng.integers(-4, 5, 3).astype(np.float32) / 4         # scaling rounds none of these
+        _, *seen = env.step(action)
+        _, *expected = plain.step(action)
+        assert seen[:3] == expected[:3]                                # reward, terminated, truncated
+        steps, ended = steps + 1, seen[1]
+    assert steps > 5
+
+
+def test_hopper_is_truncated_after_1000_steps(monkeypatch):
+    env = make_env("HopperBulletEnv-v0")
+    monkeypatch.setattr(type(env.unwrapped.robot), "alive_bonus", lambda self, z, pitch: 1)    # it may lie on the ground
+    env.reset(seed=0)
+    for t in range(1, 1001):
+        _, _, terminated, truncated, _ = env.step(np.zeros(3, np.float32))
+        assert not terminated and truncated == (t == 1000)
+
+
+# ---------------------------------------------------------------------- clear errors
+
+@pytest.mark.parametrize("env_id,words", [
+    ("HoperBulletEnv-v0", ["unknown environment 'HoperBulletEnv-v0'", "did you mean HopperBulletEnv-v0"]),
+    ("HopperBullet-v0", ["HopperBulletEnv-v0"]),
+    ("hopperbulletenv-v0", ["HopperBulletEnv-v0"]),
+    ("AntBulletEnv-v1", ["AntBulletEnv-v0"]),
+    ("Pendulun-v1", ["did you mean Pendulum-v1"]),
+    ("CartPole-v7", ["CartPole-v1"]),
+    ("", ["give a Gymnasium id such as HopperBulletEnv-v0"]),
+    ("zzzzzzzz", ["give a Gymnasium id such as HopperBulletEnv-v0"]),
+    ("no such id", ["unknown environment"]),
+    ("nosuchmodule:Foo-v0", ["cannot be made", "nosuchmodule"]),
+    ("TestNoisy-v0", ["TestNoisy-v0 cannot be made: two lines"]),
+    ("TestImage-v0", ["observation is Box(8, 8, 3)", "only a Box of one axis"]),
+    ("TestDict-v0", ["observation is Dict", "only a Box of one axis"]),
+    ("TestDiscreteObservation-v0", ["observation is Discrete", "only a Box of one axis"]),
+    ("TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box of one axis"]),
+    ("TestUnbounded-v0", ["its actions are Box(-inf, inf, (2,), float32)", "only Discrete or a bounded Box"]),
+    ("TestActionMatrix-v0", ["its actions are Box(-1.0, 1.0, (2, 2), float32)", "only Discrete or a bounded Box"]),
+])
+def test_unusable_environment(env_id, words):
+    with pytest.raises(ValueError) as error:
+        make_env(env_id)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "Hopper-v2"])
+def test_environment_whose_packages_are_missing(env_id, monkeypatch):
+    """The reason is the missing package; the id is right, so none is suggested."""
+    def make(env_id):
+        raise gym.error.DependencyNotInstalled("Box2D is not installed")
+    monkeypatch.setattr(envs.gym, "make", make)
+    with pytest.raises(ValueError, match=f"^{env_id} cannot be made: Box2D is not installed$"):
+        make_env(env_id)
+
+
+@pytest.mark.parametrize("observe", ["positions", "velocities"])
+def test_no_mask_is_known(observe):
+    with pytest.raises(ValueError, match=f"--observe {observe}: no mask is known for TestCounter-v0, only for Hopper"):
+        make_env("TestCounter-v0", observe=observe)
+
+
+def test_making_an_environment_prints_nothing():
+    """Neither PyBullet's C code nor Python's print, and afterwards stdout and stderr are what they were."""
+    code = ("import sys, gymnasium; sys.path.insert(0, 'tests'); import test_envs, envs\n"
+            "gymnasium.register('Loud-v0', lambda: test_envs.Noisy(1))\n"
+            "envs.make_env('Loud-v0'); envs.make_vector_env('HopperBulletEnv-v0', 2)\n"
+            "print('out'); print('err', file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=envs.__file__.rpartition("/")[0])
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")

@@ -1,0 +1,672 @@
+"""main.py: flags, what bad input gets, results, evaluation, saved models, the loop as a whole."""
+import csv
+import fcntl
+import importlib
+import json
+import math
+import os
+import pickle
+import pty
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+import typing
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import test_envs  # noqa: F401  (registers toy environments)
+import torch
+
+import main
+from cores import MemoryFlags
+from main import POLICIES, RunFlags, defaults_of, parse
+
+HERE = os.path.dirname(os.path.abspath(main.__file__))
+SMALL = {
+    "TD3": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
+    "DDPG": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
+    "PPO": ["--rollout_steps", "32", "--num_envs", "2", "--epochs", "2", "--batch_size", "16"],
+}
+RECURRENT = ["--recurrent", "--core_size", "4", "--seq_len", "4"]
+
+
+def tiny(policy, env_id="Pendulum-v1", *flags):
+    """Flags of a run that takes a second."""
+    return ["--policy", policy, "--env", env_id, "--max_timesteps", "240", "--eval_freq", "100", "--eval_episodes", "2",
+            "--hidden_size", "8", *SMALL[policy], *flags]
+
+
+def run(folder, argv):
+    """Run main.py in this process; returns the path of its results, without ending."""
+    main.main([*argv, "--results_dir", str(folder)])
+    name, = (name for name in os.listdir(folder) if name.endswith(".csv"))
+    return os.path.join(folder, name.removesuffix(".csv"))
+
+
+def evaluations(path):
+    """The CSV's rows without the time they took: (step, episode, return, length) as text."""
+    with open(path + ".csv") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["step", "episode", "return", "length", "seconds"]
+    return [row[:-1] for row in rows]
+
+
+def weights(path):
+    """All numbers of a saved agent, by name."""
+    agent = torch.load(path, weights_only=True)["agent"]
+    return {f"{network}.{name}": tensor for network in ("actor", "critic") for name, tensor in agent[network].items()}
+
+
+def same_weights(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """A function that runs a command line which must be refused: exit code 2, one line on stderr, nothing written."""
+    def refused(*argv, says=()):
+        before = sorted(os.walk(tmp_path))
+        if "--results_dir" not in argv:
+            argv = [*argv, "--results_dir", str(tmp_path / "results")]
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main.main(list(argv))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert re.fullmatch(r"error: [^\n]+\n", error), error
+        for words in says:
+            assert words in error, (words, error)
+        assert sorted(os.walk(tmp_path)) == before
+        return error
+    return refused
+
+
+# ---------------------------------------------------------------------- flags
+
+def all_flags(policy):
+    """(name, kind, default, low, high) of all of a policy's flags; kind is int, float, bool, str or a tuple of words."""
+    for cls in (RunFlags, importlib.import_module(policy).HyperParameters):
+        hints = typing.get_type_hints(cls)
+        for f in fields(cls):
+            kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
+            yield f.name, next((k for k in (int, float, bool, str) if k in kinds), kinds), f.default, \
+                f.metadata["low"], f.metadata["high"]
+
+
+INTEGERS = [(p, f[0], f[3]) for p in POLICIES for f in all_flags(p) if f[1] is int]
+FLOATS = [(p, f[0], f[3], f[4]) for p in POLICIES for f in all_flags(p) if f[1] is float]
+
+
+def test_no_size_was_forgotten():
+    names = {name for _, name, _ in INTEGERS}
+    assert names >= set("num_envs eval_freq eval_episodes max_timesteps batch_size memory_size hidden_size core_size seq_len "
+                        "rollout_steps epochs policy_freq start_timesteps burn_in seed threads hidden_layers".split())
+
+
+@pytest.mark.parametrize("policy,name,low", INTEGERS)
+def test_bad_whole_numbers(policy, name, low, refused):
+    low = 1 if low is None else low
+    for value in [str(low - 1), "-1", "-1e3", "1.5", "nan", "inf", "-inf", "abc", "", "1e400", "1e300"]:
+        refused("--policy", policy, f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a whole number of at least {low}"])
+
+
+@pytest.mark.parametrize("policy,name,low,high", FLOATS)
+def test_bad_numbers(policy, name, low, high, refused):
+    low = 0 if low is None else low
+    for value in [str(low - 0.5), "-1e3", "nan", "inf", "-inf", "abc", "", "1e400"] + ["1.01"] * (high == 1):
+        refused("--policy", policy, f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a number of at least {low}"] +
+                ["at most 1"] * (high == 1))
+
+
+@pytest.mark.parametrize("policy,name", [(p, name) for p, name, *_ in FLOATS
+                                         if name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm")])
+def test_numbers_that_learn_nothing(policy, name, refused):
+    refused("--policy", policy, "--recurrent", f"--{name}", "0", says=[f"--{name} 0 learns nothing", "positive"])
+
+
+def test_numbers_may_be_written_with_an_exponent():
+    run, cfg, *_ = parse("--max_timesteps 1e3 --memory_size 5e4 --seed 2e0 --lr 1e-3 --recurrent --seq_len 8e0".split())
+    assert (cfg.max_timesteps, cfg.memory_size, run.seed, cfg.lr, cfg.seq_len) == (1000, 50_000, 2, 1e-3, 8)
+    assert all(type(n) is int for n in (cfg.max_timesteps, cfg.memory_size, run.seed, cfg.seq_len))
+    assert parse("--recurrent --seq_len full".split())[1].seq_len == "full"
+    assert parse("--policy PPO --init_log_std -1e0".split())[1].init_log_std == -1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_defaults_are_the_algorithms_own(policy):
+    module = importlib.import_module(policy)
+    run, cfg, loaded, checkpoint = parse(["--policy", policy])
+    assert loaded is module and checkpoint is None and run.policy == policy
+    assert vars(cfg) == defaults_of(module.HyperParameters)
+    _, cfg, *_ = parse(["--policy", policy, "--recurrent"])
+    expected = dict(recurrent_actor=True, recurrent_critic=True, **module.RECURRENT_DEFAULTS)
+    assert vars(cfg) == {**defaults_of(module.HyperParameters), **expected}
+    assert not set(module.RECURRENT_DEFAULTS) - set(vars(cfg))
+
+
+def test_given_flags_win_over_recurrent_defaults():
+    _, cfg, *_ = parse("--recurrent --seq_len 5 --hidden_layers 3 --no-recurrent_critic".split())
+    assert (cfg.seq_len, cfg.hidden_layers, cfg.recurrent_actor, cfg.recurrent_critic) == (5, 3, True, False)
+    _, cfg, module, _ = parse(["--recurrent_critic"])
+    assert (cfg.recurrent_actor, cfg.recurrent_critic, cfg.seq_len) == (False, True, module.RECURRENT_DEFAULTS["seq_len"])
+
+
+def test_of_a_flag_given_twice_the_last_counts():
+    run, cfg, module, _ = parse("--seed 1 --policy TD3 --lr 1 --policy DDPG --lr 2 --seed=3".split())
+    assert (run.seed, run.policy, module.__name__, cfg.lr) == (3, "DDPG", "DDPG", 2)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_help_lists_every_flag(policy, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--policy", policy, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert importlib.import_module(policy).__doc__.splitlines()[0] in text
+    for name in ["recurrent", *(f[0] for f in all_flags(policy))]:
+        assert f"--{name} " in text or f"--{name}," in text or f"--{name}\n" in text
+
+
+# ---------------------------------------------------------------------- bad input: flags
+
+@pytest.mark.parametrize("argv,says", [
+    ("--policy TD4", ["unknown policy 'TD4'", "did you mean TD3?", *POLICIES]),
+    ("--policy ppo", ["unknown policy 'ppo'", "did you mean PPO?"]),
+    ("--policy Rainbow", ["unknown policy 'Rainbow'", *POLICIES]),
+    ("--policy", ["--policy", "expected one argument"]),
+    ("--env HoperBulletEnv-v0", ["unknown environment 'HoperBulletEnv-v0'", "did you mean HopperBulletEnv-v0"]),
+    ("--env Pendulun-v1", ["unknown environment 'Pendulun-v1'", "did you mean Pendulum-v1"]),
+    ("--env zzzzzzzz", ["unknown environment 'zzzzzzzz'", "such as HopperBulletEnv-v0"]),
+    ("--env nosuchmodule:Foo-v0", ["nosuchmodule:Foo-v0 cannot be made"]),
+    ("--policy DDPG --policy_freq 2", ["--policy_freq is a flag of TD3", "DDPG does not use it"]),
+    ("--policy TD3 --epochs 3", ["--epochs is a flag of PPO", "TD3 does not use it"]),
+    ("--epochs=3", ["--epochs is a flag of PPO", "TD3 does not use it"]),
+    ("--no-lr_decay", ["--no-lr_decay is a flag of PPO", "TD3 does not use it"]),
+    ("--policy PPO --replay_ratio 2", ["--replay_ratio is a flag of TD3 and DDPG", "PPO does not use it"]),
+    ("--max_time 5", ["unknown argument '--max_time'", "did you mean --max_timesteps?"]),     # no abbreviations
+    ("--evaluation_frequency 5", ["unknown argument '--evaluation_frequency'"]),
+    ("--qqq", ["unknown argument '--qqq'", "--help lists all flags"]),
+    ("-seed 3", ["unknown argument '-seed'", "did you mean --seed?"]),
+    ("core gru", ["unknown argument 'core'", "did you mean --core?"]),
+    ("--no_recurrent_actor", ["unknown argument '--no_recurrent_actor'", "did you mean --no-recurrent_actor?"]),
+    ("HopperBulletEnv-v0", ["unknown argument 'HopperBulletEnv-v0'"]),
+    ("--save_model=yes", ["--save_model", "'yes'"]),
+    ("--recurrent --core rnn", ["--core", "invalid choice: 'rnn'", "lstm", "gru"]),
+    ("--observe half", ["--observe", "'half'", "full", "positions", "velocities"]),
+    ("--recurrent --seq_len all", ["--seq_len", "'all'", "whole number of at least 1", "or 'full'"]),
+    ("--recurrent --seq_len full --burn_in 8", ["--burn_in with --seq_len full"]),
+    ("--policy PPO --recurrent --seq_len full --burn_in 8", ["--burn_in with --seq_len full"]),
+    ("--recurrent_actor --critic_hidden zero --hidden_init stored", ["--critic_hidden zero needs a recurrent critic"]),
+    ("--recurrent_critic --critic_hidden actor --hidden_init stored", ["--critic_hidden actor needs a recurrent actor"]),
+    ("--recurrent --critic_hidden actor --hidden_init zero", ["--critic_hidden actor needs --hidden_init stored"]),
+    ("--recurrent --hidden_refresh --hidden_init zero", ["--hidden_refresh needs --hidden_init stored"]),
+    ("--device gpu", ["--device 'gpu' is unknown", "cpu and cuda"]),
+    ("--device cuda:0", ["--device 'cuda:0' is unknown"]),
+    ("--env CartPole-v1", ["TD3 needs continuous actions", "CartPole-v1 has discrete ones", "--policy PPO"]),
+    ("--policy DDPG --env CartPole-v1", ["DDPG needs continuous actions", "--policy PPO"]),
+    ("--env TestImage-v0", ["TestImage-v0", "Box(8, 8, 3)", "only a Box of one axis"]),
+    ("--env TestDict-v0", ["TestDict-v0", "its observation is Dict", "only a Box of one axis"]),
+    ("--policy PPO --env TestDiscreteObservation-v0", ["its observation is Discrete"]),
+    ("--policy PPO --env TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box"]),
+    ("--env TestUnbounded-v0", ["its actions are Box(-inf, inf", "bounded"]),
+    ("--env MountainCarContinuous-v0 --observe positions", ["no mask is known for MountainCarContinuous-v0",
+                                                            "HopperBulletEnv-v0", "KEEP in envs.py"]),
+    ("--env ReacherBulletEnv-v0 --observe velocities", ["ReacherBulletEnv-v0 has no such entries", "--observe positions"]),
+    ("--test", ["--test needs --load_model FILE"]),
+    ("--load_model nowhere.pt", ["--load_model", "no model file at 'nowhere.pt'", "--save_model writes"]),
+])
+def test_bad_input(argv, says, refused):
+    refused(*argv.split(), says=says)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("words", ["--seq_len 4", "--hidden_init stored", "--burn_in 3", "--hidden_refresh", "--core gru",
+                                   "--core_size 4", "--critic_hidden zero", "--memory_input obs", "--core_lr 1e-3"])
+def test_memory_flags_without_a_memory(policy, words, refused):
+    name = words.split()[0]
+    for extra in [], ["--no-recurrent_actor"], ["--recurrent", "--no-recurrent_actor", "--no-recurrent_critic"]:
+        refused("--policy", policy, *extra, *words.split(), says=[f"{name} needs a memory", "--recurrent"])
+
+
+def test_every_memory_flag_is_held_by_the_test_above():
+    assert {f.name for f in fields(MemoryFlags)} == {"recurrent_actor", "recurrent_critic", "seq_len", "hidden_init", "burn_in",
+                                                     "hidden_refresh", "core", "core_size", "critic_hidden", "memory_input",
+                                                     "core_lr"}
+
+
+def test_cuda_without_a_device(refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused("--device", "cuda", says=["--device cuda", "no CUDA device is available", "--device cpu"])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
+    def no_memory(*_):
+        raise error
+    with monkeypatch.context() as patch:
+        patch.setattr(main.Buffer, "__init__", no_memory)
+        refused(*tiny("TD3"), says=["buffer", "does not fit in memory", "smaller --memory_size"])
+    monkeypatch.setattr(importlib.import_module("TD3"), "Actor", no_memory)
+    refused(*tiny("TD3"), says=["networks do not fit in memory", "smaller --hidden_size"])
+
+
+def test_random_command_lines(capsys):
+    """Whatever the command line: it is understood, or refused in one line with exit code 2; never a traceback."""
+    rng = random.Random(0)
+    names = sorted({f[0] for p in POLICIES for f in all_flags(p)} | {"recurrent", "help_me", "-", ""})
+    values = ["0", "1", "2", "-1", "1e3", "-1e3", "nan", "inf", "1e300", "1e-320", "1e400", "abc", "", " ", "full", "0.5", "None",
+              "lstm", "TD3", "PPO", "td3", "zero", "stored", "actor", "--lr", "-", "--", "1_000", "0x10", "{}", "%s", "é", "１２"]
+    understood = 0
+    for _ in range(600):
+        argv = rng.choice([[], ["--policy", rng.choice(POLICIES)]]) + rng.choice([[], ["--recurrent"]])
+        for _ in range(rng.randint(0, 3)):
+            name = rng.choice(["--", "--", "--", "--no-", "-", ""]) + rng.choice(names)
+            if name not in ("-h", "--help"):
+                argv += rng.choice([[name], [name + "=" + rng.choice(values)], [name, rng.choice(values)]])
+        try:
+            parse(argv)
+            understood += 1
+            assert capsys.readouterr().err == ""
+        except SystemExit as stop:
+            assert stop.code == 2, argv
+            assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err), argv
+    assert 100 < understood < 500
+
+
+# ---------------------------------------------------------------------- bad input: model files
+
+class Malicious:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The results of a tiny recurrent TD3 run with --save_model."""
+    return run(tmp_path_factory.mktemp("trained"), tiny("TD3", "Pendulum-v1", "--save_model", *RECURRENT))
+
+
+@pytest.mark.parametrize("test", [["--test"], []])
+def test_model_files_that_are_none(test, trained, refused, tmp_path):
+    model = trained + ".best.pt"
+    with open(model, "rb") as file:
+        whole = file.read()
+    checkpoint = torch.load(model, weights_only=True)
+    files = {"empty": b"", "truncated": whole[:len(whole) // 2], "one byte less": whole[:-1], "text": b"step,return\n1,2\n",
+             "zip": b"PK\x03\x04" + bytes(100), "pickle": pickle.dumps({"config": {}, "step": 0, "agent": {}}, protocol=4),
+             "malicious": pickle.dumps(Malicious(str(tmp_path / "executed"))),
+             "malicious2": pickle.dumps({"config": Malicious(str(tmp_path / "executed")), "step": 0, "agent": {}}, protocol=2)}
+    things = {"tensor": torch.zeros(3), "list": [1, 2], "dict": {"actor": {}}, "weights": checkpoint["agent"],
+              "malicious3": {**checkpoint, "config": Malicious(str(tmp_path / "executed"))}}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name, thing in things.items():
+        torch.save(thing, tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    for name in [*things, *files, "folder", "missing"]:
+        if name != "pickle":
+            error = refused(*test, "--load_model", str(tmp_path / name), says=["--load_model", f"/{name}'", "--save_model"])
+            assert ("no model file" in error) == (name in ("folder", "missing"))
+    refused(*test, "--load_model", str(tmp_path / "pickle"), "--env", "Pendulum-v1")
+    assert not (tmp_path / "executed").exists()
+
+    pickle.loads(files["malicious"])                                   # the trap is a real one
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("change,says", [
+    (dict(config=[1]), ["is not a model of this project"]),
+    (dict(config={}), ["unknown policy 'None'"]),
+    (dict(agent={}), ["holds another architecture"]),
+    (dict(agent=[1]), ["holds another architecture"]),
+    (dict(agent=None), ["holds another architecture"]),
+    (dict(agent={"actor": 1, "critic": 2}), ["holds another architecture"]),
+])
+def test_model_files_with_wrong_contents(change, says, trained, refused, tmp_path):
+    torch.save({**torch.load(trained + ".best.pt", weights_only=True), **change}, tmp_path / "model.pt")
+    refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
+
+
+@pytest.mark.parametrize("name,value,says", [
+    ("policy", "TD5", ["unknown policy 'TD5'"]), ("policy", [1], ["unknown policy '[1]'"]), ("env", 7, ["environment '7'"]),
+    ("hidden_size", -3, ["--hidden_size"]), ("hidden_size", "abc", ["'abc'"]), ("hidden_size", 9, ["another architecture"]),
+    ("core", "rnn", ["invalid choice: 'rnn'"]), ("lr", True, ["--lr"]), ("recurrent_actor", "x", ["--recurrent_actor"]),
+    ("seed", {}, ["--seed"]), ("eval_episodes", 0, ["--eval_episodes"])])
+def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_path):
+    checkpoint = torch.load(trained + ".best.pt", weights_only=True)
+    checkpoint["config"][name] = value
+    torch.save(checkpoint, tmp_path / "model.pt")
+    refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
+
+
+@pytest.mark.parametrize("argv", ["--hidden_size 9", "--core_size 5", "--core gru", "--no-recurrent_critic", "--hidden_layers 3",
+                                  "--env InvertedPendulumBulletEnv-v0", "--observe positions"])
+def test_model_of_another_architecture(argv, trained, refused):
+    model = ["--load_model", trained + ".best.pt"]
+    refused("--test", *model, *argv.split(), says=["another architecture", "flags it was trained with"])
+    refused(*tiny("TD3"), *RECURRENT, *model, *argv.split(), says=["another architecture"])
+
+
+@pytest.mark.parametrize("policy", ["DDPG", "PPO"])
+def test_model_of_another_policy(policy, trained, refused):
+    refused("--test", "--load_model", trained + ".best.pt", "--policy", policy, says=[f"--policy {policy}", "is a model of TD3"])
+    refused(*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt", says=["another architecture"])
+
+
+# ---------------------------------------------------------------------- bad input: results
+
+@pytest.mark.parametrize("below", ["", "/results", "/a/b"])
+def test_results_folder_that_cannot_be_written(below, refused, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(*tiny("TD3"), "--results_dir", f"{file}{below}", says=[f"--results_dir {file}{below} cannot be written"])
+    assert file.read_text() == "mine"
+
+
+def test_existing_results_are_kept_unless_told_otherwise(refused, tmp_path):
+    folder = tmp_path / "results"
+    path = run(folder, tiny("PPO"))
+    with open(path + ".csv", "a") as file:
+        file.write("mine\n")
+    contents = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    refused(*tiny("PPO"), says=[f"{path}.csv exists", "--overwrite", "--results_dir", "--seed"])
+    assert contents == {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+    for end in (".csv", ".json"):
+        os.remove(path + end)
+    for end in (".json", ".last.pt", ".best.pt"):                      # any part of an earlier run counts
+        open(path + end, "w").close()
+        refused(*tiny("PPO"), says=[f"{path}{end} exists"])
+        os.remove(path + end)
+
+    run(folder, tiny("PPO"))
+    run(folder, tiny("PPO", "Pendulum-v1", "--overwrite"))
+    assert b"mine" not in (folder / (os.path.basename(path) + ".csv")).read_bytes()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("save", [["--save_model"], []])
+def test_losses_that_are_not_finite_stop_the_run(policy, loss, save, tmp_path, capsys, monkeypatch):
+    """After the evaluation at step 100, so that there is a last good model."""
+    cls = getattr(importlib.import_module(policy), policy)
+    train = cls.train
+
+    def diverge(self, buffer):
+        losses = train(self, buffer)
+        if self.steps > 110:
+            losses["actor_loss"] = torch.tensor(loss)
+        return losses
+    monkeypatch.setattr(cls, "train", diverge)
+    with pytest.raises(SystemExit) as stop:
+        main.main([*tiny(policy), *save, "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and re.fullmatch(r"error: [^\n]+\n", error)
+    assert f"actor_loss is {loss}" in error
+    step = int(re.search(r"at step (\d+)", error)[1])
+    assert 110 < step < 200
+    flags = re.search(r"all flags are in (\S+\.json)", error)[1]
+    info = json.load(open(flags))
+    assert info["config"]["policy"] == policy and info["finished"] is False
+    assert {row[0] for row in evaluations(flags[:-len(".json")])} == {"0", "100"}
+    if save:
+        model = re.search(r"the last good model is (\S+\.pt)", error)[1]
+        assert torch.load(model, weights_only=True)["step"] == 100
+        assert all(w.isfinite().all() for w in weights(model).values())
+    else:
+        assert "no model was saved" in error and not [name for name in os.listdir(tmp_path) if name.endswith(".pt")]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_divergence_is_noticed(policy, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main([*tiny(policy), "--lr", "1e30", "--results_dir", str(tmp_path)])
+    assert stop.value.code == 1
+    assert re.search(r"_loss is -?(nan|inf)", capsys.readouterr().err)
+
+
+# ---------------------------------------------------------------------- whole runs
+
+RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1")]
+
+
+@pytest.mark.parametrize("policy,env_id", RUNS)
+@pytest.mark.parametrize("flags", [[], RECURRENT, [*RECURRENT, "--num_envs", "3", "--core", "gru", "--hidden_init", "stored"]])
+def test_runs(policy, env_id, flags, tmp_path, capsys):
+    path = run(tmp_path, tiny(policy, env_id, *flags))
+    rows = evaluations(path)
+    num_envs = 3 if "--num_envs" in flags else 2 if policy == "PPO" else 1
+    # Evaluated before the first step, whenever a multiple of eval_freq is reached or passed, and after the last step
+    steps = [0] + [math.ceil(n / num_envs) * num_envs for n in (100, 200, 240)]
+    assert [(int(step), int(episode)) for step, episode, *_ in rows] == [(s, e) for s in steps for e in range(2)]
+    lengths = {int(length) for *_, length in rows}
+    assert lengths == {200} if env_id == "Pendulum-v1" else all(0 < n <= 500 for n in lengths)
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines()[0].startswith("buffer: ") and f"{path}.csv written" in out
+    assert sorted(os.listdir(tmp_path)) == [os.path.basename(path) + end for end in (".csv", ".json")]
+
+
+def name_of(argv):
+    run, cfg, module, _ = parse(argv)
+    return main.run_name(run, cfg, module)
+
+
+def test_name_says_what_was_run():
+    name = name_of(tiny("PPO", "Pendulum-v1", *RECURRENT, "--observe", "positions", "--seed", "7"))
+    assert name.startswith("Pendulum-v1_PPO_lstm_") and name.endswith("_seed=7")
+    for part in ("observe=positions", "seq_len=4", "core_size=4"):
+        assert part in name
+    assert name_of([]) == "HopperBulletEnv-v0_TD3_ff_seed=0" and name_of(["--recurrent"]) == "HopperBulletEnv-v0_TD3_lstm_seed=0"
+    assert name_of(["--recurrent_critic", "--core", "gru"]) == "HopperBulletEnv-v0_TD3_critic_gru_seed=0"
+
+
+def test_every_run_has_a_name_of_its_own_that_fits():
+    """File names end at 255 bytes, whatever the number of flags."""
+    flags = [f"--{name}={value}" for name, value in dict(
+        observe="positions", flicker=0.125, obs_noise=0.0625, sensor_dropout=0.03125, core_size=33, memory_input="obs",
+        core_lr=1e-5, seq_len=11, hidden_init="stored", burn_in=7, critic_hidden="actor", num_envs=3, start_timesteps=12345,
+        expl_noise=0.123, batch_size=33, replay_ratio=12.5, memory_size=54321, lr=1.23e-4, discount=0.987, tau=0.0123, policy_noise=0.123).items()]
+    names = {name_of(["--recurrent", *flags, f"--seed={seed}", f"--policy_freq={k}"]) for seed in (0, 1) for k in (3, 4)}
+    assert len(names) == 4 and all(len(name) < 240 for name in names)
+    assert {name.split("_")[-1] for name in names} == {"seed=0", "seed=1"}
+
+
+@pytest.mark.parametrize("policy,env_id", [*RUNS, ("TD3", "InvertedPendulumBulletEnv-v0")])
+def test_same_seed_same_run(policy, env_id, tmp_path):
+    """To the bit, PyBullet also in a process of its own; another seed is another run."""
+    argv = tiny(policy, env_id, *RECURRENT, "--save_model", "--observe", "positions", "--flicker", "0.1")
+    first, again = run(tmp_path / "1", argv), run(tmp_path / "2", argv)
+    other = run(tmp_path / "other", [*argv, "--seed", "1"])
+    assert evaluations(first) == evaluations(again) != evaluations(other)
+    model = weights(first + ".last.pt")
+    assert same_weights(model, weights(again + ".last.pt")) and not same_weights(model, weights(other + ".last.pt"))
+    if "Bullet" in env_id:
+        done = subprocess.run([sys.executable, os.path.join(HERE, "main.py"), *argv, "--results_dir", str(tmp_path / "3")],
+                              capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == ""
+        elsewhere = str(tmp_path / "3" / os.path.basename(first))
+        assert evaluations(first) == evaluations(elsewhere) and same_weights(model, weights(elsewhere + ".last.pt"))
+
+
+@pytest.mark.parametrize("policy,env_id", RUNS)
+def test_evaluation_does_not_disturb_training(policy, env_id, tmp_path):
+    """However often, and over however many episodes, it is evaluated: the same weights in the end."""
+    argv = tiny(policy, env_id, *RECURRENT, "--save_model")
+    first = run(tmp_path / "1", argv)
+    other = run(tmp_path / "2", [*argv, "--eval_freq", "17", "--eval_episodes", "1"])
+    assert len(evaluations(first)) != len(evaluations(other))
+    assert same_weights(weights(first + ".last.pt"), weights(other + ".last.pt"))
+
+
+def make(argv):
+    run, cfg, module, _ = parse(argv)
+    main.seed_everything(run)
+    env = main.make_env(run.env)
+    spec = main.env_spec(env)
+    return getattr(module, run.policy)(spec, cfg, run.seed), env, spec
+
+
+@pytest.mark.parametrize("policy,env_id", RUNS)
+def test_evaluation_draws_no_random_number(policy, env_id):
+    agent, env, spec = make(tiny(policy, env_id, *RECURRENT))
+
+    def state():
+        return str((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(), agent.rng.bit_generator.state,
+                    agent.steps))
+    before = state()
+    first = main.evaluate(agent, env, spec, 2, seed=5)
+    assert state() == before
+    assert main.evaluate(agent, env, spec, 2, seed=5) == first         # the same starts every time
+    assert main.evaluate(agent, env, spec, 2, seed=6) != first
+
+
+def test_evaluation_starts_every_episode_from_zero():
+    """Also what the agent perceives as its previous action and reward; then both are those of the step before."""
+    agent, env, spec = make(tiny("TD3", "TestCounter-v0", *RECURRENT))
+    seen = []
+
+    def act(row, hidden, explore):
+        assert not explore
+        seen.append((row[0].tolist(), hidden[0, 0]))
+        return np.full((1, 1), 0.5, np.float32), hidden + 1
+    agent.act = act
+    returns, lengths = main.evaluate(agent, env, spec, 3, seed=0)
+    assert returns == [15, 15, 15] and lengths == [5, 5, 5]            # rewards 1 to 5
+    for k, (row, hidden) in enumerate(seen):
+        episode, t = divmod(k, 5)
+        assert hidden == t and row == [100 * (episode + 2) + t] * 4 + [0.5 * (t > 0), t]
+
+
+def test_what_the_loop_gives_to_agent_and_buffer(tmp_path, monkeypatch):
+    """On a world that counts its steps: every stored step is what happened, the last observation of an episode included."""
+    stored = []
+
+    class Recorder(main.Buffer):
+        def add(self, *args):
+            stored.append([np.array(x) for x in args])
+            super().add(*args)
+    monkeypatch.setattr(main, "Buffer", Recorder)
+    run(tmp_path, tiny("TD3", "TestCounter-v0", *RECURRENT, "--num_envs", "2", "--hidden_init", "stored"))
+    after = None
+    for k, (state, action, reward, next_state, terminated, truncated, hidden, next_hidden) in enumerate(stored):
+        episode, t = divmod(k, 5)
+        assert np.all(state == 100 * (episode + 2) + t) and np.all(next_state == state + 1) and np.all(reward == t + 1)
+        assert not terminated.any() and np.all(truncated == (t == 4))
+        assert action.shape == (2, 1) and np.all(abs(action) <= 1)
+        assert np.all(hidden == 0) if t == 0 else np.array_equal(hidden, after)
+        assert next_hidden.any()                                       # memory advances in the random warm-up too
+        after = next_hidden
+    assert len(stored) == 120
+
+
+@pytest.mark.parametrize("policy,env_id", RUNS)
+def test_saved_model_returns_what_its_evaluation_did(policy, env_id, tmp_path, capsys):
+    path = run(tmp_path, tiny(policy, env_id, *RECURRENT, "--save_model", "--obs_noise", "0.1"))
+    returns = {}
+    for step, _, ret, _ in evaluations(path):
+        returns.setdefault(int(step), []).append(float(ret))
+    before = sorted(os.listdir(tmp_path))
+    best = max(returns, key=lambda step: np.mean(returns[step]))
+    for name, step in (("best", best), ("last", 240)):
+        assert torch.load(f"{path}.{name}.pt", weights_only=True)["step"] == step
+        capsys.readouterr()
+        main.main(["--test", "--load_model", f"{path}.{name}.pt"])
+        out, err = capsys.readouterr()
+        mean, std = re.fullmatch(r"return (\S+) \+- (\S+) over 2 episodes \(mean length \S+\)\n", out).groups()
+        assert float(mean) == pytest.approx(np.mean(returns[step]), abs=0.051)
+        assert float(std) == pytest.approx(np.std(returns[step]), abs=0.051)
+        assert err == ""
+    assert sorted(os.listdir(tmp_path)) == before
+
+    # Training can go on from it: the first evaluation is that of the model
+    again = run(tmp_path / "on", tiny(policy, env_id, *RECURRENT, "--obs_noise", "0.1", "--load_model", f"{path}.last.pt"))
+    assert [row[2] for row in evaluations(again)[:2]] == [f"{ret:.3f}" for ret in returns[240]]
+
+
+def test_flags_of_a_test_win_over_the_models(trained, capsys):
+    main.main(["--test", "--load_model", trained + ".best.pt", "--eval_episodes", "3"])
+    assert "over 3 episodes" in capsys.readouterr().out
+
+
+def test_json_holds_flags_versions_and_commit(trained):
+    info = json.load(open(trained + ".json"))
+    assert set(info["config"]) == {f[0] for f in all_flags("TD3")}
+    assert info["config"]["core_size"] == 4 and info["config"]["recurrent_critic"] is True and info["config"]["lr"] > 0
+    assert {"torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium", "python"} <= set(info["versions"])
+    assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert info["finished"] is True and info["seconds"] > 0
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    if git.returncode == 0:
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", info["commit"])
+    else:
+        assert info["commit"] == ""
+
+
+# ---------------------------------------------------------------------- progress and interruption
+
+def start(argv, **streams):
+    """main.py in a process of its own, with SIGINT as a terminal sends it (a shell's background jobs ignore it)."""
+    return subprocess.Popen([sys.executable, os.path.join(HERE, "main.py"), *argv], text=True, **streams,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+
+def test_interrupted_run_keeps_what_it_had(tmp_path):
+    process = start([*tiny("TD3"), "--max_timesteps", "1e6", "--save_model", "--results_dir", str(tmp_path)],
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith("step 200 "):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(r"interrupted: evaluations so far are kept, and the last model\n", err)
+    path, = {str(tmp_path / name[:-len(".csv")]) for name in os.listdir(tmp_path) if name.endswith(".csv")}
+    rows = evaluations(path)
+    assert len(rows) >= 6 and rows[0][0] == "0" and rows[-1][1] == "1"
+    assert json.load(open(path + ".json"))["finished"] is False
+    assert torch.load(path + ".last.pt", weights_only=True)["step"] == int(rows[-1][0])
+    main.main(["--test", "--load_model", path + ".last.pt"])
+
+
+def test_output_to_a_file_is_lines(tmp_path):
+    with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
+        assert start([*tiny("DDPG", "InvertedPendulumBulletEnv-v0"), "--results_dir", str(tmp_path / "results")],
+                     stdout=out, stderr=err).wait(timeout=120) == 0
+    assert (tmp_path / "err").read_bytes() == b""
+    text = (tmp_path / "out").read_bytes().decode()
+    assert "\r" not in text and "\x1b" not in text and "%|" not in text and "nan" not in text
+    lines = text.splitlines()
+    assert re.fullmatch(r"buffer: [\d,]+ rows, [\d.]+ GB of RAM when full", lines[0])
+    assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[1])
+    for line, step in zip(lines[2:5], (100, 200, 240), strict=True):
+        assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, \d+ steps/s, [\d.]+ min left", line)
+    assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[5]) and len(lines) == 6
+
+
+def test_progress_on_a_terminal_is_a_bar(tmp_path):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    process = start([*tiny("DDPG"), "--results_dir", str(tmp_path / "results")], stdout=slave, stderr=slave)
+    os.close(slave)
+    text, deadline = "", time.time() + 120
+    while time.time() < deadline:
+        try:
+            text += os.read(master, 4096).decode()
+        except OSError:                                                # the other end has closed
+            break
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    assert "\r" in text and "%|" in text and "/240 [" in text and "step/s" in text and "return -" in text
+    assert not re.search(r"step \d+ of 240", text)
