@@ -477,7 +477,8 @@ def test_every_run_has_a_name_of_its_own_that_fits():
     flags = [f"--{name}={value}" for name, value in dict(
         observe="positions", flicker=0.125, obs_noise=0.0625, sensor_dropout=0.03125, core_size=33, memory_input="obs",
         core_lr=1e-5, seq_len=11, hidden_init="stored", burn_in=7, critic_hidden="actor", num_envs=3, start_timesteps=12345,
-        expl_noise=0.123, batch_size=33, replay_ratio=12.5, memory_size=54321, lr=1.23e-4, discount=0.987, tau=0.0123, policy_noise=0.123).items()]
+        expl_noise=0.123, batch_size=33, replay_ratio=12.5, memory_size=54321, lr=1.23e-4, discount=0.987,
+        tau=0.0123, policy_noise=0.123).items()]
     names = {name_of(["--recurrent", *flags, f"--seed={seed}", f"--policy_freq={k}"]) for seed in (0, 1) for k in (3, 4)}
     assert len(names) == 4 and all(len(name) < 240 for name in names)
     assert {name.split("_")[-1] for name in names} == {"seed=0", "seed=1"}
