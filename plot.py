@@ -141,9 +141,13 @@ def read_run(path):
 
 
 def read_results(results_dir):
-    """All runs. Warns of those that cannot be read; exits with 2 if there are no others."""
-    paths = sorted({os.path.splitext(path)[0] for end in ("csv", "json")
-                    for path in glob.glob(os.path.join(glob.escape(results_dir), f"*.{end}"))})
+    """All runs, those in subfolders too. Warns of those that cannot be read; exits with 2 if there are no others.
+
+    A run in results_dir itself comes before one of the same flags and seed in results_dir/reference.
+    """
+    paths = {os.path.splitext(path)[0] for end in ("csv", "json")
+             for path in glob.glob(os.path.join(glob.escape(results_dir), "**", f"*.{end}"), recursive=True)}
+    paths = sorted(paths, key=lambda path: (path.count(os.sep), path))
     runs, problems = {}, []
     for path in paths:
         try:

@@ -114,14 +114,14 @@ def test_no_size_was_forgotten():
 def test_bad_whole_numbers(policy, name, low, refused):
     low = 1 if low is None else low
     for value in [str(low - 1), "-1", "-1e3", "1.5", "nan", "inf", "-inf", "abc", "", "1e400", "1e300"]:
-        refused("--policy", policy, f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a whole number of at least {low}"])
+        refused(*tiny(policy), f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a whole number of at least {low}"])
 
 
 @pytest.mark.parametrize("policy,name,low,high", FLOATS)
 def test_bad_numbers(policy, name, low, high, refused):
     low = 0 if low is None else low
     for value in [str(low - 0.5), "-1e3", "nan", "inf", "-inf", "abc", "", "1e400"] + ["1.01"] * (high == 1):
-        refused("--policy", policy, f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a number of at least {low}"] +
+        refused(*tiny(policy), f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a number of at least {low}"] +
                 ["at most 1"] * (high == 1))
 
 

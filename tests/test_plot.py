@@ -327,3 +327,13 @@ def test_unknown_flag_exits_with_2():
     with pytest.raises(SystemExit) as stop:
         plot.main(["--what"])
     assert stop.value.code == 2
+
+
+def test_a_run_of_ones_own_takes_the_place_of_the_reference(results, capsys):
+    (results / "reference").mkdir()
+    write_run(results / "reference", seed=0, curve={0: [1.0]}, name="a")
+    write_run(results / "reference", seed=1, curve={0: [2.0]}, name="b")
+    write_run(results, seed=0, curve={0: [5.0]}, name="z")
+    runs = plot.read_results(str(results))
+    assert sorted((run.config["seed"], run.curve[0]) for run in runs) == [(0, 5.0), (1, 2.0)]
+    assert "repeats the flags" in capsys.readouterr().err
