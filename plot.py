@@ -38,7 +38,7 @@ from utils import fail
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "threads", "eval_freq",
-               "eval_episodes", "max_timesteps"}
+               "eval_episodes"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 
@@ -110,9 +110,8 @@ def defaults(config):
 
 
 def group_key(config):
-    """What all seeds of a line have in common. Where the learning rate decays, the length of a run is part of it."""
-    ignored = BOOKKEEPING - ({"max_timesteps"} if config.get("lr_decay") else set())
-    return tuple(sorted((k, v) for k, v in config.items() if k not in ignored))
+    """What all seeds of a line have in common."""
+    return tuple(sorted((k, v) for k, v in config.items() if k not in BOOKKEEPING))
 
 
 def read_run(path):
