@@ -9,7 +9,8 @@ from cores import MemoryFlags, make_core, start_hidden
 from utils import MLP, Batch
 
 S, A, ROW = 3, 2, 6
-CORES = ["lstm", "gru", "none"]
+RECURRENT_CORES = ["lstm", "gru", "mingru"]
+CORES = [*RECURRENT_CORES, "none"]
 
 
 def core_of(name, memory_input="obs_action_reward", size=5):
@@ -37,12 +38,12 @@ def close(a, b):
 def test_one_unroll_is_step_by_step_is_two_chunks(name, L):
     """Features, final memory and gradients agree, from a start state that is not zero."""
     core = core_of(name)
-    history, start = torch.randn(4, L, ROW), torch.randn(4, core.hidden_size)
+    history, start = torch.randn(4, L, ROW), torch.randn(4, core.hidden_size, requires_grad=True)
     features, end = core(history, start)
     assert features.shape == (4, L, core.feature_size) and end.shape == (4, core.hidden_size)
 
     def gradients(features):
-        return torch.autograd.grad(features.square().sum(), list(core.parameters()), retain_graph=True)
+        return torch.autograd.grad(features.square().sum(), [start, *core.parameters()], retain_graph=True)
     stepped, states, stepped_end = step_by_step(core, history, start)
     close(features, stepped)
     close(end, stepped_end)
@@ -68,6 +69,52 @@ def test_core_is_the_textbook_cell(name):
         feature, hidden = plain.remember(history[:, t], hidden)
         close(features[:, t], feature)
     close(end, hidden)
+
+
+@pytest.mark.parametrize("name", RECURRENT_CORES)
+def test_the_gradient_of_an_unroll(name, float64):
+    """Of features and of the final memory, into the weights, the rows and the start state: against finite differences."""
+    core = core_of(name, size=3)
+    weights = [p.detach().requires_grad_() for p in core.parameters()]
+
+    def unroll(history, start, *weights):
+        return torch.func.functional_call(core, dict(zip(dict(core.named_parameters()), weights)), (history, start))
+    history = torch.randn(2, 4, ROW, requires_grad=True)
+    if name == "lstm":                                                 # oneDNN's has no double precision; PyTorch's own does
+        torch.backends.mkldnn.enabled = False
+    try:
+        assert torch.autograd.gradcheck(unroll, (history, torch.randn(2, core.hidden_size, requires_grad=True), *weights))
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+@pytest.mark.parametrize("L", [3, 8])
+def test_gru_window_is_nn_gru(L, float64):
+    """Outputs and gradients of the unroll that is written out, against PyTorch's own."""
+    core = core_of("gru")
+    x, hidden = torch.randn(4, L, ROW, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    inputs = [x, hidden, *core.parameters()]
+    output, end = core.unroll(x, hidden)
+    expected, expected_end = core.rnn(x, hidden[None])
+    assert torch.allclose(output, expected, atol=1e-12) and torch.allclose(end, expected_end[0], atol=1e-12)
+    weight = torch.randn_like(output)
+    for a, b in zip(torch.autograd.grad((output * weight).sum(), inputs), torch.autograd.grad((expected * weight).sum(), inputs)):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_mingru_is_its_formula():
+    """h = keep * h + (1 - keep) * V x, gates from the input alone; at first its units remember for 1 to 32 steps."""
+    core = core_of("mingru", size=2000)
+    history, h = torch.randn(4, 6, ROW), torch.randn(4, 2000)
+    features, end = core(history, h)
+    for t in range(6):
+        gate, value = core.gates(history[:, t]).chunk(2, -1)
+        keep = torch.sigmoid(gate)
+        h = keep * h + (1 - keep) * value
+        close(features[:, t], torch.cat([h, history[:, t, :S]], -1))
+    close(end, h)
+    timescale = core.gates.bias[:2000].exp() + 1                       # 1 / (1 - keep) for an input of zero
+    assert timescale.min() >= 2 and timescale.max() <= 33 and abs(timescale.mean() - 17.5) < 1
 
 
 @pytest.mark.parametrize("name", CORES)
@@ -106,7 +153,7 @@ def test_burn_in_then_unroll_is_one_unroll(name):
     close(end, later_end)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", RECURRENT_CORES)
 def test_burn_in_and_states_carry_no_gradient(name):
     """Neither into the weights nor into the start state."""
     core = core_of(name)
@@ -116,7 +163,8 @@ def test_burn_in_and_states_carry_no_gradient(name):
 
 
 @pytest.mark.parametrize("name, memory_input, read", [("lstm", "obs", S), ("lstm", "obs_action", S + A), ("gru", "obs", S),
-                                                      ("lstm", "obs_action_reward", ROW), ("none", "obs_action_reward", S)])
+                                                      ("lstm", "obs_action_reward", ROW),
+                                                      ("mingru", "obs_action", S + A), ("none", "obs_action_reward", S)])
 def test_a_core_reads_what_memory_input_says(name, memory_input, read):
     """Of a history row: the observation alone, with the previous action, with the previous reward as well."""
     core = core_of(name, memory_input)
@@ -134,7 +182,7 @@ def test_no_core_is_the_observation_and_nothing_else():
     assert torch.equal(features, history[..., :S]) and hidden.shape == (2, 0) and not list(core.parameters())
 
 
-@pytest.mark.parametrize("name, size", [("lstm", 10), ("gru", 5), ("none", 0)])
+@pytest.mark.parametrize("name, size", [("lstm", 10), ("gru", 5), ("mingru", 5), ("none", 0)])
 def test_hidden_size(name, size):
     """[h, c], h, nothing; a hidden state of another width is refused."""
     core = core_of(name)

@@ -93,7 +93,8 @@ def choices(agent, env, spec, wipe=False, episodes=40):
     return np.mean(successes), np.array(actions)
 
 
-@pytest.mark.parametrize("policy,env_id,flags", CASES)
+@pytest.mark.parametrize("policy,env_id,flags", [*CASES, ("TD3", "Cue-v0", [*OFF_POLICY, "--core", "gru"]),
+                                                 ("TD3", "Cue-v0", [*OFF_POLICY, "--core", "mingru"])])
 def test_recurrent_agent_recalls_the_cue(policy, env_id, flags, tmp_path, monkeypatch):
     flags = [*flags, "--recurrent", "--core_size", "16", "--max_timesteps", "12e3"]
     agent, env, spec = train(policy, env_id, flags, tmp_path, monkeypatch)
