@@ -1,0 +1,371 @@
+"""How fast this project learns, beside a plain implementation and other libraries, in one interleaved run on one core.
+
+    python benchmarks/bench.py                     all works: this project and the plain reference
+    python benchmarks/bench.py --peers             stable-baselines3 and sb3-contrib beside them (pip install sb3-contrib)
+    python benchmarks/bench.py W1 W4 --rounds 9    some works, more rounds
+    python benchmarks/bench.py --growth            against window length, fill of the buffer, environments and threads
+
+Contenders take turns, round by round, and a ratio is the median over rounds of the quotient within a round, so that a
+machine that slows down slows down both. Times are CPU time of this process, so that other processes count little. For an
+update the table also says how many floating-point operations it needs and how long those alone would take at the rate of a
+large matrix product, measured in the same run: the floor. One thread; Hopper's shapes, 15 observations and 3 actions.
+"""
+import argparse
+import copy
+import functools
+import os
+import statistics
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import main  # noqa: E402
+from utils import Buffer  # noqa: E402
+
+S, A = 15, 3
+ENV = "HopperBulletEnv-v0"
+
+
+# ---------------------------------------------------------------------- what is timed
+
+def make(words, fill=20_000, episode=1000):
+    """An agent as main.py would make it, and a buffer filled with random steps in episodes of this length."""
+    _, cfg, module, _ = main.parse(words.split())
+    torch.manual_seed(0)
+    agent = getattr(module, words.split()[1])(SimpleNamespace(state_dim=S, action_dim=A, discrete=False), cfg)
+    agent.steps = cfg.start_timesteps if hasattr(cfg, "start_timesteps") else 0
+    return agent, filled(agent, fill, episode)
+
+
+def filled(agent, fill, episode=1000):
+    buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_size)
+    rng = np.random.default_rng(0)
+    hidden = np.zeros((1, agent.hidden_size), np.float32)
+    state = rng.normal(size=(fill + 1, 1, S)).astype(np.float32)
+    action = rng.uniform(-1, 1, (fill, 1, A)).astype(np.float32)
+    for t in range(fill):
+        end = np.array([t % episode == episode - 1])
+        buffer.add(state[t], action[t], np.ones(1), state[t + 1], ~end & False, end, hidden, hidden)
+    return buffer
+
+
+class PlainTD3:
+    """TD3 as one would first write it down, with the same weights: modules of their own, one optimizer each, autograd's way.
+
+    It is right: no gradient of the actor through the critic's memory, targets without gradient, unrolled from the same start.
+    """
+
+    def __init__(self, agent):
+        self.cfg, self.updates = agent.cfg, 0
+        self.actor, self.critics = self.copy(agent.actor), self.copy(agent.critic)
+        self.actor_target, self.critics_target = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=self.cfg.lr)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=self.cfg.lr)
+
+    @staticmethod
+    def copy(network):
+        core, mlp = network.core, network.mlp
+        heads = []
+        for k in range(mlp.n):
+            layers = []
+            for weight, bias in mlp.layers:
+                linear = nn.Linear(*weight.shape[1:])
+                linear.weight.data.copy_(weight.data[k].t())
+                linear.bias.data.copy_(bias.data[k, 0])
+                layers += [linear, nn.ReLU()]
+            heads.append(nn.Sequential(*layers[:-1]))
+        return nn.ModuleDict(dict(heads=nn.ModuleList(heads), **({"rnn": copy.deepcopy(core.rnn)} if core.hidden_size else {})))
+
+    @staticmethod
+    def features(network, history, hidden):
+        if "rnn" not in network:
+            return history[..., :S]
+        rnn = network["rnn"]
+        state = tuple(h[None].contiguous() for h in hidden.chunk(2, -1)) if isinstance(rnn, nn.LSTM) else hidden[None]
+        return torch.cat([rnn(history[..., :rnn.input_size], state)[0], history[..., :S]], -1)
+
+    def train(self, buffer, sampled=None, noise=None):
+        cfg = self.cfg
+        self.updates += 1
+        batch = sampled or buffer.sample(cfg.batch_size, cfg.seq_len)
+        mask, history = batch.mask, batch.history
+        if cfg.hidden_init == "stored":
+            hidden_actor, hidden_critic = batch.hidden.chunk(2, -1)
+        else:
+            hidden_actor = hidden_critic = torch.zeros(len(mask), cfg.core_size * (1 + (cfg.core == "lstm")))
+        with torch.no_grad():
+            next_action = torch.tanh(self.actor_target["heads"][0](
+                self.features(self.actor_target, history, hidden_actor)[:, 1:]))
+            noise = torch.randn_like(next_action) if noise is None else noise
+            noise = (noise * cfg.policy_noise).clamp(-cfg.noise_clip, cfg.noise_clip)
+            next_action = (next_action + noise).clamp(-1, 1)
+            x = torch.cat([self.features(self.critics_target, history, hidden_critic)[:, 1:], next_action], -1)
+            target_Q = torch.min(*[head(x) for head in self.critics_target["heads"]])
+            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q
+        x = torch.cat([self.features(self.critics, history[:, :-1], hidden_critic), batch.action], -1)
+        critic_loss = sum(((head(x) - target_Q).square() * mask).sum() / mask.sum() for head in self.critics["heads"])
+        self.critic_optimizer.zero_grad()
+        critic_loss.backward()
+        self.critic_optimizer.step()
+        if self.updates % cfg.policy_freq:
+            return critic_loss
+        features = self.features(self.critics, history[:, :-1], hidden_critic).detach()
+        action = torch.tanh(self.actor["heads"][0](self.features(self.actor, history[:, :-1], hidden_actor)))
+        Q = self.critics["heads"][0](torch.cat([features, action], -1))
+        self.actor_optimizer.zero_grad()
+        (-(Q * mask).sum() / mask.sum()).backward()
+        self.actor_optimizer.step()
+        with torch.no_grad():
+            for network, target in ((self.actor, self.actor_target), (self.critics, self.critics_target)):
+                for p, q in zip(network.parameters(), target.parameters()):
+                    q.mul_(1 - cfg.tau).add_(cfg.tau * p)
+        return critic_loss
+
+
+def update_flops(agent):
+    """Floating-point operations that one TD3 update cannot do without (multiply and add count as two), averaged over the
+    delay; elementwise work is left out."""
+    def core(network):
+        return 2 * sum(p.numel() for name, p in network.core.named_parameters() if "weight" in name)
+
+    def head(network, n=None):
+        return 2 * sum(w[:n].numel() for w in network.mlp.weights)
+    actor, critic, delay = agent.actor, agent.critic, agent.cfg.policy_freq
+    per_step = (core(actor) + head(actor) + core(critic) + head(critic)            # targets: forward
+                + 3 * (core(critic) + head(critic))                                # critic: forward, backward twice
+                + (core(critic) + 3 * (core(actor) + head(actor)) + 2 * head(critic, 1)) / delay)   # actor; Q1 for its input
+    return per_step * agent.cfg.batch_size
+
+
+def check_same(agent, plain, buffer):
+    """Largest relative difference of three updates' critic losses, on the same batches with the same noise."""
+    worst = 0
+    for _ in range(3):
+        batch = buffer.sample(agent.cfg.batch_size, agent.cfg.seq_len)
+        torch.manual_seed(1)
+        ours = agent.train(SimpleNamespace(sample=lambda *_, batch=batch: batch))["critic_loss"]
+        torch.manual_seed(1)
+        theirs = plain.train(None, batch)
+        worst = max(worst, float((ours - theirs.detach()).abs() / theirs.detach()))
+    return worst
+
+
+def update_work(words, peers, **kind):
+    agent, buffer = make(f"--policy TD3 {words}", **kind)
+    contenders = {"this project": lambda: agent.train(buffer)}
+    if not words.count("mingru"):
+        plain = PlainTD3(agent)
+        difference = check_same(agent, plain, buffer)
+        assert difference < 1e-5, difference
+        contenders["plain"] = lambda: plain.train(buffer)
+    if peers and "--recurrent" not in words:
+        from stable_baselines3 import TD3
+        from stable_baselines3.common.logger import configure
+        peer = TD3("MlpPolicy", main.make_env(ENV), batch_size=agent.cfg.batch_size, buffer_size=20_000, device="cpu",
+                   policy_kwargs=dict(net_arch=[256, 256]))
+        peer.set_logger(configure(None, []))
+        rng = np.random.default_rng(0)
+        for _ in range(20_000):
+            peer.replay_buffer.add(rng.normal(size=(1, S)), rng.normal(size=(1, S)), rng.normal(size=(1, A)), np.ones(1),
+                                   np.zeros(1), [{}])
+        contenders["stable-baselines3"] = lambda: peer.train(gradient_steps=1, batch_size=agent.cfg.batch_size)
+    return contenders, "ms", update_flops(agent)
+
+
+def act_work(core, peers):
+    agent, _ = make(f"--policy TD3 --recurrent --core {core} --core_size 128 --hidden_layers 2", fill=10)
+    row, hidden = np.zeros((1, S + A + 1), np.float32), np.zeros((1, agent.hidden_size), np.float32)
+    contenders = {"this project": lambda: agent.act(row, hidden)}
+    if peers and core == "lstm":
+        peer = recurrent_ppo(1, 64)
+        state, start = None, np.ones(1, bool)
+        observation = np.zeros((1, S), np.float32)
+        contenders["sb3-contrib"] = lambda: peer.predict(observation, state, start)
+    return contenders, "ms", None
+
+
+def sample_work(fill):
+    agent, buffer = make("--policy TD3 --recurrent --core_size 128", fill)
+    return {"this project": lambda: buffer.sample(2048, 64)}, "ms", None
+
+
+def recurrent_ppo(num_envs, batch_size):
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.env_util import make_vec_env
+    envs = make_vec_env(lambda: main.make_env(ENV), num_envs)
+    return RecurrentPPO("MlpLstmPolicy", envs, n_steps=2048 // num_envs, batch_size=batch_size, n_epochs=10, device="cpu",
+                        policy_kwargs=dict(lstm_hidden_size=128, net_arch=[256, 256]))
+
+
+def loop(words):
+    """Steps in the real environment with all that belongs to them; returns a function that takes `steps` more."""
+    _, cfg, module, _ = main.parse(words.split())
+    torch.manual_seed(0)
+    envs = main.make_vector_env(ENV, cfg.num_envs)
+    agent = getattr(module, words.split()[1])(SimpleNamespace(state_dim=S, action_dim=A, discrete=False), cfg)
+    buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs)
+    state, _ = envs.reset(seed=0)
+    now = SimpleNamespace(state=state, hidden=np.zeros((cfg.num_envs, agent.hidden_size), np.float32),
+                          row=main.history_row(state, np.zeros((cfg.num_envs, A)), np.zeros(cfg.num_envs), 0))
+
+    def go(steps):
+        for _ in range(steps // cfg.num_envs):
+            action, next_hidden = agent.act(now.row, now.hidden)
+            next_state, reward, terminated, truncated, info = envs.step(action)
+            done, last_state = terminated | truncated, next_state
+            if done.any():
+                last_state = next_state.copy()
+                last_state[done] = np.stack(info["final_obs"][done])
+            buffer.add(now.state, action, reward, last_state, terminated, truncated, now.hidden, next_hidden)
+            keep = 1 - done[:, None]
+            now.state, now.hidden = next_state, next_hidden * keep.astype(np.float32)
+            now.row = main.history_row(now.state, action, reward, keep)
+            while agent.ready(buffer):
+                agent.train(buffer)
+    return go
+
+
+def ppo_work(num_envs, batch_size, peers):
+    go = loop(f"--policy PPO --recurrent --core_size 128 --hidden_layers 2 --num_envs {num_envs} "
+              f"--rollout_steps {2048 // num_envs} --batch_size {batch_size}")
+    contenders = {"this project": lambda: go(2048)}
+    if peers:
+        peer = recurrent_ppo(num_envs, batch_size)
+        contenders["sb3-contrib"] = lambda: peer.learn(2048, reset_num_timesteps=False)
+    return contenders, "steps/s", 2048
+
+
+def end_to_end_work():
+    go = loop("--policy TD3 --recurrent --core_size 256 --seq_len 1 --hidden_init stored --batch_size 100 --replay_ratio 100 "
+              "--start_timesteps 500")
+    go(500)
+    return {"this project": lambda: go(200)}, "steps/s", 200
+
+
+WORKS = {
+    "W1": ("recurrent TD3: LSTM 128, 32 windows x 64, 256-256",
+           lambda p: update_work("--recurrent --core_size 128 --seq_len 64 --batch_size 2048 --hidden_layers 2", p)),
+    "W2": ("the same with GRU 128",
+           lambda p: update_work("--recurrent --core gru --core_size 128 --seq_len 64 --batch_size 2048 --hidden_layers 2", p)),
+    "W2m": ("the same with minGRU 128",
+            lambda p: update_work("--recurrent --core mingru --core_size 128 --seq_len 64 --batch_size 2048 --hidden_layers 2",
+                                  p)),
+    "W3": ("recurrent TD3: 100 windows x 1, stored states, LSTM 256, 256",
+           lambda p: update_work("--recurrent --core_size 256 --seq_len 1 --hidden_init stored --batch_size 100", p)),
+    "W4": ("feed-forward TD3: batch 256, 256-256", lambda p: update_work("--batch_size 256", p)),
+    "W5": ("recurrent PPO on Hopper, LSTM 128: 1 environment x 2048, batch 64", lambda p: ppo_work(1, 64, p)),
+    "W5b": ("8 environments x 256, batch 128", lambda p: ppo_work(8, 128, p)),
+    "W6": ("one recurrent action: LSTM 128", lambda p: act_work("lstm", p)),
+    "W6g": ("one recurrent action: GRU 128", lambda p: act_work("gru", p)),
+    "W6m": ("one recurrent action: minGRU 128", lambda p: act_work("mingru", p)),
+    "W7": ("sampling 32 x 64 from 100k steps", lambda p: sample_work(100_000)),
+    "W7b": ("sampling 32 x 64 from 1M steps", lambda p: sample_work(1_000_000)),
+    "W8": ("end to end, one update of W3 per step in Hopper", lambda p: end_to_end_work()),
+    "W10": ("recurrent TD3, small: LSTM 64, 8 windows x 32, 256", lambda p: update_work("--recurrent --batch_size 256", p)),
+    "W10g": ("the same with GRU 64", lambda p: update_work("--recurrent --core gru --batch_size 256", p)),
+    "W10m": ("the same with minGRU 64", lambda p: update_work("--recurrent --core mingru --batch_size 256", p)),
+}
+
+
+# ---------------------------------------------------------------------- timing
+
+def seconds(call, repeat):
+    start = time.process_time()
+    for _ in range(repeat):
+        call()
+    return (time.process_time() - start) / repeat
+
+
+def matmul_rate():
+    """Floating-point operations per second of a large matrix product on one thread."""
+    a, b = torch.randn(512, 512), torch.randn(512, 512)
+    return 2 * 512 ** 3 / min(seconds(lambda: a @ b, 5) for _ in range(5))
+
+
+def race(contenders, rounds, budget=0.3):
+    """CPU seconds per call of each, a list per contender, taking turns of about `budget` seconds."""
+    repeat, times = {}, {name: [] for name in contenders}
+    for name, call in contenders.items():
+        call()                                                         # the first call may build things
+        once = seconds(call, 2)
+        repeat[name] = 1 if once > 1 else max(2, 2 * int(budget / once / 2))   # even: policy updates are delayed by two
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            times[name].append(seconds(call, repeat[name]))
+    return times
+
+
+def bench(names, peers, rounds):
+    rate = matmul_rate()
+    print(f"{main.processor()}, torch {torch.__version__}, one thread, a 512 x 512 product runs at {rate / 1e9:.0f} GFLOP/s\n")
+    print("| work | what | this project | floor | beside it | ratio |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        what, build = WORKS[name]
+        contenders, unit, count = build(peers)
+        times = race(contenders, rounds)
+        ours = times.pop("this project")
+
+        def show(values, unit=unit, count=count):
+            middle = statistics.median(values)
+            return f"{1e3 * middle:.3g} ms" if unit == "ms" else f"{count / middle:.0f} steps/s"
+        floor = f"{1e3 * count / rate:.2g} ms, {count / 1e6:.0f} MFLOP" if unit == "ms" and count else ""
+        beside = ", ".join(f"{peer} {show(values)}" for peer, values in times.items())
+        ratios = ", ".join(f"{statistics.median(b / a for a, b in zip(ours, values)):.2f} x" for values in times.values())
+        print(f"| {name} | {what} | {show(ours)} | {floor} | {beside} | {ratios} |", flush=True)
+
+
+def growth(rounds):
+    """How cost grows with what a user may turn up."""
+    def middle(call):
+        return statistics.median(race({"": call}, rounds)[""])
+    print("\n| window length, 2048 steps an update, LSTM 64 | ms |\n|---|---|")
+    for L in (1, 2, 8, 32, 64, 256, 1000):
+        agent, buffer = make(f"--policy TD3 --recurrent --seq_len {L} --batch_size 2048")
+        print(f"| {L} | {1e3 * middle(functools.partial(agent.train, buffer)):.3g} |", flush=True)
+    print("\n| steps in the buffer | sampling 32 x 64, ms |\n|---|---|")
+    for fill in (1_000, 10_000, 100_000, 1_000_000):
+        agent, buffer = make("--policy TD3 --recurrent", fill)
+        print(f"| {fill:,} | {1e3 * middle(functools.partial(buffer.sample, 2048, 64)):.3g} |", flush=True)
+    print("\n| environments, recurrent PPO, rollout 2048 | steps/s |\n|---|---|")
+    for n in (1, 2, 4, 8, 16, 32):
+        go = loop(f"--policy PPO --recurrent --num_envs {n} --rollout_steps {2048 // n}")
+        print(f"| {n} | {2048 / middle(functools.partial(go, 2048)):.0f} |", flush=True)
+    print("\n| threads, wall time | W1, ms | W10, ms |\n|---|---|---|")
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        torch.set_num_threads(threads)
+        row = []
+        for work in ("W1", "W10"):
+            call = WORKS[work][1](False)[0]["this project"]
+            call()
+            start = time.perf_counter()
+            for _ in range(10):
+                call()
+            row.append(f"{1e2 * (time.perf_counter() - start):.3g}")
+        print(f"| {threads} | {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; all if none is named")
+    parser.add_argument("--peers", action="store_true", help="time other libraries beside it")
+    parser.add_argument("--growth", action="store_true", help="time growth instead")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    args = parser.parse_args()
+    if unknown := [w for w in args.works if w not in WORKS]:
+        parser.error(f"unknown work {unknown[0]}; there are {', '.join(WORKS)}")
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if args.peers:
+        try:
+            import sb3_contrib  # noqa: F401
+        except ImportError:
+            parser.error("--peers needs stable-baselines3 and sb3-contrib; pip install sb3-contrib")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    growth(args.rounds) if args.growth else bench(args.works or list(WORKS), args.peers, args.rounds)

@@ -1,0 +1,42 @@
+"""The benchmark times the same work: its plain reference computes what this project computes."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(HERE, "benchmarks"))
+
+import bench  # noqa: E402
+
+SMALL = "--hidden_size 8 --batch_size 20"
+RECURRENT = "--recurrent --core_size 4"
+
+
+@pytest.mark.parametrize("words", ["", f"{RECURRENT} --seq_len 6", f"{RECURRENT} --seq_len 6 --core gru",
+                                   f"{RECURRENT} --seq_len 1 --hidden_init stored", f"{RECURRENT} --seq_len 1 --core gru"])
+def test_the_plain_reference_is_the_same_update(words):
+    agent, buffer = bench.make(f"--policy TD3 {words} {SMALL}", fill=60, episode=15)
+    assert bench.check_same(agent, bench.PlainTD3(agent), buffer) < 1e-5
+
+
+def test_the_plain_reference_sees_a_wrong_update():
+    agent, buffer = bench.make(f"--policy TD3 {RECURRENT} --seq_len 6 {SMALL}", fill=60, episode=15)
+    plain = bench.PlainTD3(agent)
+    agent.cfg.discount = 0.9
+    plain.cfg = type("Other", (), {**vars(agent.cfg), "discount": 0.91})
+    assert bench.check_same(agent, plain, buffer) > 1e-4
+
+
+def test_race_takes_turns():
+    turns = []
+    times = bench.race({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 3, budget=0)
+    assert [len(t) for t in times.values()] == [3, 3] and "".join(turns[-12:]) == "aabb" * 3
+
+
+@pytest.mark.parametrize("words, message", [("W99", "unknown work W99"), ("W7 --rounds 0", "at least 1")])
+def test_bad_arguments_are_one_line(words, message):
+    result = subprocess.run([sys.executable, os.path.join(HERE, "benchmarks", "bench.py"), *words.split()],
+                            capture_output=True, text=True)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
