@@ -33,7 +33,7 @@ from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from utils import Buffer, fail, load_checkpoint, save_checkpoint
 
-POLICIES = ["TD3", "DDPG", "PPO"]                                      # a new algorithm: one file, one entry here
+POLICIES = ["TD3", "DDPG", "SAC", "PPO"]                               # a new algorithm: one file, one entry here
 
 
 @dataclass

@@ -48,7 +48,9 @@ COLOURS = {"TD3": ["#2a1a6e", "#0072b2", "#5fd0f5"], "DDPG": ["#7a2a00", "#d55e0
 OTHER_COLOUR = ["#222222", "#777777", "#bbbbbb"]
 DASHES = {"feed-forward": (0, (5, 2)), "LSTM actor and critic": "-", "LSTM actor only": (0, (6, 1.5, 1, 1.5)),
           "LSTM critic only": (0, (1, 1.2)), "GRU actor and critic": (0, (10, 2)),
-          "GRU actor only": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "GRU critic only": (0, (1, 2.5))}
+          "GRU actor only": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "GRU critic only": (0, (1, 2.5)),
+          "minGRU actor and critic": (0, (8, 1.5, 3, 1.5)), "minGRU actor only": (0, (3, 1.5, 1, 1.5)),
+          "minGRU critic only": (0, (1, 0.8))}
 MARKERS = "osD^vPX*<>"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"}
 short = EngFormatter(sep="")                                           # 200k, 1.5M
@@ -174,8 +176,9 @@ def group_runs(runs):
         config = dict(key)
         env, observe, *_, policy, actor, critic, core = [config[k] for k in NAMED]
         noise = [words(k, float(config[k])) for k in ("flicker", "obs_noise", "sensor_dropout") if config[k]]
-        memory = f"{core.upper()} actor and critic" if actor and critic else f"{core.upper()} actor only" if actor else \
-            f"{core.upper()} critic only" if critic else "feed-forward"
+        core = "minGRU" if core == "mingru" else core.upper()
+        memory = f"{core} actor and critic" if actor and critic else f"{core} actor only" if actor else \
+            f"{core} critic only" if critic else "feed-forward"
         default = defaults(config)                                     # flags in the order of --help
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
         place = (env, ", ".join([OBSERVE.get(observe, observe), *noise]), "_".join([env.replace("/", "-"), observe, *noise]))

@@ -218,10 +218,16 @@ def spy(monkeypatch, thing, name):
     return results
 
 
+def targets_of(agent):
+    """Names of its target networks."""
+    return [name for name in ("actor_target", "critic_target") if hasattr(agent, name)]
+
+
 def weights_of(agent):
     """All weights, targets included, in a fixed order."""
     networks = [getattr(agent, name, None) for name in ("actor", "critic", "actor_target", "critic_target")]
-    return [p.detach().clone() for network in networks if network for p in network.parameters()]
+    weights = [p for network in networks if network for p in network.parameters()]
+    return [p.detach().clone() for p in weights + ([agent.log_alpha] if hasattr(agent, "log_alpha") else [])]
 
 
 def poison(buffer, batch):
@@ -352,7 +358,7 @@ def compare_updates(agent, plain, buffer, game, updates, tolerance, monkeypatch)
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss, abs=tolerance), name
         actor_updates += "actor_loss" in losses
-        for name in ("actor", "critic", "actor_target", "critic_target"):
+        for name in ("actor", "critic", *targets_of(agent)):
             assert getattr(plain, name).distance(getattr(agent, name)) < tolerance, name
     assert actor_updates >= 2 and initial.distance(agent.actor) > 1e-3
     return actor_updates

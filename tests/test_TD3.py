@@ -1,4 +1,4 @@
-"""TD3 against the paper's equations, written a second time without batches or padding; and what TD3 and DDPG share."""
+"""TD3 against the paper's equations, written a second time without batches or padding; and what TD3, DDPG and SAC share."""
 import copy
 
 import numpy as np
@@ -20,10 +20,12 @@ from conftest import (
     make_off_policy,
     poison,
     start_of,
+    targets_of,
     weights_of,
 )
 
 import DDPG
+import SAC
 import TD3
 
 # ---------------------------------------------------------------------- the algorithm
@@ -103,11 +105,11 @@ def test_recurrent_is_plain_td3_window_by_window(float64, monkeypatch, flags):
     assert compare_updates(agent, PlainTD3(agent), buffer, game, 5, 1e-6, monkeypatch) == 2
 
 
-# ---------------------------------------------------------------------- what TD3 and DDPG share
+# ---------------------------------------------------------------------- what TD3, DDPG and SAC share
 
-@pytest.fixture(params=[TD3, DDPG], ids=lambda module: module.__name__)
+@pytest.fixture(params=[TD3, DDPG, SAC], ids=lambda module: module.__name__)
 def module(request):
-    """Both are tested alike from here on; DDPG has no delay to switch off."""
+    """All are tested alike from here on; only TD3 has a delay to switch off."""
     return request.param
 
 
@@ -180,7 +182,7 @@ def test_each_loss_reaches_its_own_network_only(module, flags, monkeypatch):
     assert all(grad is None for grad in seen["actor"])
     assert all(torch.equal(p.grad, grad) for p, grad in zip(agent.critic.parameters(), seen["critic"], strict=True))
     assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())
-    assert all(p.grad is None for net in (agent.actor_target, agent.critic_target) for p in net.parameters())
+    assert all(p.grad is None for name in targets_of(agent) for p in getattr(agent, name).parameters())
 
 
 # ---------------------------------------------------------------------- memory
@@ -235,6 +237,7 @@ def test_what_is_stored(module, flags, stored):
 
 # ---------------------------------------------------------------------- acting and pace
 
+@pytest.mark.parametrize("module", [TD3, DDPG])
 def test_exploration(module):
     """Random actions first, then the policy with noise; never outside [-1, 1]; no noise and no count when evaluating."""
     agent = make_agent(module, start_timesteps=20, expl_noise=0.5)
@@ -272,8 +275,8 @@ def test_loaded_agent_bootstraps_from_what_was_loaded(module):
     """--load_model goes on from there: the targets are the loaded networks, not this run's random ones."""
     saved, agent = make_agent(module, seed=0, **RECURRENT), make_agent(module, seed=1, **RECURRENT)
     agent.load_state_dict(saved.state_dict())
-    for net, target in ((agent.actor, agent.actor_target), (agent.critic, agent.critic_target)):
-        assert Plain(net).distance(target) == 0
+    for target in targets_of(agent):
+        assert Plain(getattr(agent, target.removesuffix("_target"))).distance(getattr(agent, target)) == 0
     assert Plain(saved.critic).distance(agent.critic) == 0
 
 
@@ -283,7 +286,9 @@ def test_loaded_agent_bootstraps_from_what_was_loaded(module):
                          ids=["feed-forward", "recurrent"])
 def test_a_time_limit_is_no_end(module, flags):
     """Reward 1 for ever in episodes of 10: Q is 1 / (1 - gamma) = 10; with truncation taken for termination about 5."""
-    agent = make_agent(module, CHAIN_SPEC, start_timesteps=1000, batch_size=32, discount=0.9, tau=0.2, lr=3e-3, **flags)
+    no_entropy = dict(init_alpha=1e-6, target_entropy=-10.0) if module is SAC else {}
+    agent = make_agent(module, CHAIN_SPEC, start_timesteps=1000, batch_size=32, discount=0.9, tau=0.2, lr=3e-3, **no_entropy,
+                       **flags)
     buffer = make_buffer(agent)
     Chain(agent, buffer, 2).play(95)
     for _ in range(400):

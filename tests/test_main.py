@@ -31,6 +31,7 @@ HERE = os.path.dirname(os.path.abspath(main.__file__))
 SMALL = {
     "TD3": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
     "DDPG": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
+    "SAC": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
     "PPO": ["--rollout_steps", "32", "--num_envs", "2", "--epochs", "2", "--batch_size", "16"],
 }
 RECURRENT = ["--recurrent", "--core_size", "4", "--seq_len", "4"]
@@ -120,7 +121,7 @@ def test_bad_whole_numbers(policy, name, low, refused):
 @pytest.mark.parametrize("policy,name,low,high", FLOATS)
 def test_bad_numbers(policy, name, low, high, refused):
     low = 0 if low is None else low
-    for value in [str(low - 0.5), "-1e3", "nan", "inf", "-inf", "abc", "", "1e400"] + ["1.01"] * (high == 1):
+    for value in [str(low - 0.5), f"{min(low, 0) - 1e3:g}", "nan", "inf", "-inf", "abc", "", "1e400"] + ["1.01"] * (high == 1):
         refused(*tiny(policy), f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a number of at least {low}"] +
                 ["at most 1"] * (high == 1))
 
@@ -189,7 +190,7 @@ def test_help_lists_every_flag(policy, capsys):
     ("--policy TD3 --epochs 3", ["--epochs is a flag of PPO", "TD3 does not use it"]),
     ("--epochs=3", ["--epochs is a flag of PPO", "TD3 does not use it"]),
     ("--no-lr_decay", ["--no-lr_decay is a flag of PPO", "TD3 does not use it"]),
-    ("--policy PPO --replay_ratio 2", ["--replay_ratio is a flag of TD3 and DDPG", "PPO does not use it"]),
+    ("--policy PPO --replay_ratio 2", ["--replay_ratio is a flag of TD3 and DDPG and SAC", "PPO does not use it"]),
     ("--max_time 5", ["unknown argument '--max_time'", "did you mean --max_timesteps?"]),     # no abbreviations
     ("--evaluation_frequency 5", ["unknown argument '--evaluation_frequency'"]),
     ("--qqq", ["unknown argument '--qqq'", "--help lists all flags"]),
@@ -439,7 +440,7 @@ def test_divergence_is_noticed(policy, tmp_path, capsys):
 
 # ---------------------------------------------------------------------- whole runs
 
-RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1")]
+RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("SAC", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1")]
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)

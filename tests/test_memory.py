@@ -42,8 +42,9 @@ for name, discrete in [("Cue-v0", False), ("CueDiscrete-v0", True)]:
 
 OFF_POLICY = ["--start_timesteps", "1000", "--batch_size", "64", "--replay_ratio", "32", "--lr", "5e-3", "--tau", "0.02",
               "--expl_noise", "0.5", "--eval_freq", "200"]
+SOFT = [flag for flag in OFF_POLICY if flag not in ("--expl_noise", "0.5")]
 ON_POLICY = ["--rollout_steps", "64", "--num_envs", "8", "--lr", "3e-3", "--epochs", "10", "--eval_freq", "512"]
-CASES = [("TD3", "Cue-v0", OFF_POLICY), ("DDPG", "Cue-v0", OFF_POLICY), ("PPO", "Cue-v0", ON_POLICY),
+CASES = [("TD3", "Cue-v0", OFF_POLICY), ("DDPG", "Cue-v0", OFF_POLICY), ("SAC", "Cue-v0", SOFT), ("PPO", "Cue-v0", ON_POLICY),
          ("PPO", "CueDiscrete-v0", ON_POLICY)]
 
 

@@ -444,7 +444,7 @@ def code(name):
     return [(i, line.split("  #")[0].rstrip()) for i, line in enumerate(text.split("\n"), 1) if not line.lstrip().startswith("#")]
 
 
-ALGORITHMS = ["TD3.py", "DDPG.py", "PPO.py"]
+ALGORITHMS = ["TD3.py", "DDPG.py", "SAC.py", "PPO.py"]
 BANS = [
     (r"\.data\b", ["cores.py", "utils.py", *ALGORITHMS], "writes behind autograd's back"),
     (r"retain_graph|requires_grad\s*=\s*True|requires_grad_\(", ["cores.py", "utils.py", *ALGORITHMS], "no need"),
@@ -452,7 +452,7 @@ BANS = [
     (r"\bif\b.*\brecurrent(_actor|_critic)?\b", ["utils.py", "envs.py", *ALGORITHMS], "no `if recurrent`"),
     (r"hidden\w*\s+is\s+(not\s+)?None|hidden\w*\s*=\s*None\b", ["cores.py", "utils.py", "main.py", *ALGORITHMS],
      "a hidden state is never None"),
-    (r"(?<!masked_)\bmean\(|\bmse_loss\b", ["TD3.py", "DDPG.py"], "masked_mean, always"),
+    (r"(?<!masked_)\bmean\(|\bmse_loss\b", ["TD3.py", "DDPG.py", "SAC.py"], "masked_mean, always"),
 ]
 
 
