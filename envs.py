@@ -7,6 +7,8 @@ Partial observability (they combine, in this order; all noise comes from the env
     --sensor_dropout P               each entry is zero with probability P
     --flicker P                      the whole observation is zero with probability P
 
+A memory task ships with the project: Cue10-v0 and its kin, see Cue.
+
 Actions: an agent always acts in [-1, 1]^n, scaled here to the environment's own, possibly asymmetric, bounds. For a
 discrete environment it acts with a one-hot vector, so that buffer and memory treat both alike.
 """
@@ -44,6 +46,40 @@ class EnvSpec(NamedTuple):
     state_dim: int
     action_dim: int     # of a Box, or the number of discrete actions
     discrete: bool
+
+
+class Cue(gym.Env):
+    """A task that only memory can solve. Ids: Cue10-v0, Cue30-v0, Cue100-v0 and CueDiscrete10-v0, ..., by their delay.
+
+    Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; after `delay` steps, of which the
+    last says "choose now", the action must name it: reward 1, else 0. Without memory the choice cannot depend on the cue,
+    so no policy does better than 1/2 on average.
+
+    A continuous action names the cue by its sign, and counts only within +-0.8: were -1 and 1 the best actions, a tanh that
+    ran there before the critic had learnt to remember would have no gradient left to come back by.
+    """
+    LIMIT = 0.8
+
+    def __init__(self, delay=10, discrete=False):
+        self.delay, self.discrete = delay, discrete
+        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(2) if discrete else gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.cue = 0, 2 * int(self.np_random.integers(2)) - 1
+        return np.array([self.cue, 0], np.float32), {}
+
+    def step(self, action):
+        right = 2 * action - 1 == self.cue if self.discrete else 0 < action[0] * self.cue < self.LIMIT
+        last = self.t == self.delay
+        self.t += 1
+        return np.array([0, self.t == self.delay], np.float32), float(last and right), last, False, {}
+
+
+for delay in (10, 30, 100):
+    gym.register(f"Cue{delay}-v0", Cue, kwargs=dict(delay=delay))
+    gym.register(f"CueDiscrete{delay}-v0", Cue, kwargs=dict(delay=delay, discrete=True))
 
 
 class PartialObservation(gym.ObservationWrapper):

@@ -8,37 +8,11 @@ import numpy as np
 import pytest
 
 import main
+from envs import Cue
 
-DELAY = 5                                                              # steps between the cue and the choice
-LIMIT = 0.8                                                            # bound of a continuous choice, see Cue
-
-
-class Cue(gym.Env):
-    """Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; the last action must name it.
-
-    A continuous action names it by its sign, and counts only within +-LIMIT: were -1 and 1 the best actions, a tanh that
-    ran there before the critic had learnt to remember would have no gradient left to come back by (2 seeds of 10).
-    """
-
-    def __init__(self, discrete):
-        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-        self.action_space = gym.spaces.Discrete(2) if discrete else gym.spaces.Box(-1, 1, (1,), np.float32)
-        self.discrete = discrete
-
-    def reset(self, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t, self.cue = 0, 2 * int(self.np_random.integers(2)) - 1
-        return np.array([self.cue, 0], np.float32), {}
-
-    def step(self, action):
-        right = 2 * action - 1 == self.cue if self.discrete else 0 < action[0] * self.cue < LIMIT
-        last = self.t == DELAY
-        self.t += 1
-        return np.array([0, self.t == DELAY], np.float32), float(last and right), last, False, {}
-
-
+DELAY = 5                                                              # steps between the cue and the choice; short, to be quick
 for name, discrete in [("Cue-v0", False), ("CueDiscrete-v0", True)]:
-    gym.register(name, Cue, kwargs=dict(discrete=discrete))
+    gym.register(name, Cue, kwargs=dict(delay=DELAY, discrete=discrete))
 
 OFF_POLICY = ["--start_timesteps", "1000", "--batch_size", "64", "--replay_ratio", "32", "--lr", "5e-3", "--tau", "0.02",
               "--expl_noise", "0.5", "--eval_freq", "200"]
@@ -108,6 +82,27 @@ def test_recurrent_agent_recalls_the_cue(policy, env_id, flags, tmp_path, monkey
     assert success >= 0.95 and len(np.unique(actions > 0.5 * spec.discrete, axis=0)) == 2
     success, actions = choices(agent, env, spec, wipe=True)
     assert success <= 0.65 and np.all(actions == actions[0])
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("delay", [10, 30, 100])
+def test_the_task(delay, discrete):
+    """The cue is seen once; the last of delay + 1 actions alone decides; half of the cues are of each kind."""
+    env = gym.make(f"Cue{'Discrete' if discrete else ''}{delay}-v0", disable_env_checker=False)
+    cues = []
+    for episode in range(40):
+        first, _ = env.reset(seed=episode)
+        cue = first[0]
+        cues.append(cue)
+        right, wrong = ((cue + 1) // 2, (1 - cue) // 2) if discrete else (np.array([0.5 * cue]), np.array([-0.5 * cue]))
+        for t in range(delay + 1):
+            good = episode % 2 == 0
+            action = (right if good else wrong) if t == delay else (wrong if good else right)      # earlier ones mislead
+            observation, reward, terminated, truncated, _ = env.step(int(action) if discrete else action.astype(np.float32))
+            assert not truncated and terminated == (t == delay)
+            assert reward == float(t == delay and good)
+            assert observation[0] == 0 and observation[1] == (t + 1 == delay)
+    assert first[1] == 0 and 10 < np.sum(np.array(cues) == 1) < 30
 
 
 @pytest.mark.parametrize("policy,env_id,flags", CASES)
