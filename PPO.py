@@ -165,8 +165,8 @@ class PPO:
         self.return_scale += 0.1 * (np.sqrt(np.mean(flat_return ** 2)) + 1e-6 - self.return_scale)
         flat_advantage = (flat_advantage - flat_advantage.mean()) / (flat_advantage.std() + 1e-8)
         advantage, target_value = torch.zeros_like(rollout.reward), torch.zeros_like(rollout.reward)    # (B, L, 1)
-        advantage[mask] = torch.as_tensor(flat_advantage, dtype=torch.float32, device=self.device)
-        target_value[mask] = torch.as_tensor(flat_return / self.return_scale, dtype=torch.float32, device=self.device)
+        advantage[mask] = torch.as_tensor(flat_advantage).to(advantage)
+        target_value[mask] = torch.as_tensor(flat_return / self.return_scale).to(target_value)
 
         critic_losses, actor_losses = [], []
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))

@@ -33,7 +33,7 @@ from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from utils import Buffer, fail, load_checkpoint, save_checkpoint
 
-POLICIES = ["TD3", "DDPG", "SAC", "PPO"]                               # a new algorithm: one file, one entry here
+POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE"]            # a new algorithm: one file, one entry here
 
 
 @dataclass
@@ -195,6 +195,9 @@ def check(config, given, module):
         for name in defaults_of(MemoryFlags):
             if name in given and not name.startswith("recurrent_"):
                 fail(f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
+    for name, why in getattr(module, "UNUSED", {}).items():
+        if config[name] and name in given:
+            fail(f"--{name} is of no use to {module.__name__}: {why}")
     if config["seq_len"] == "full" and config["burn_in"]:
         fail("--burn_in with --seq_len full: a full episode has no steps before it; drop one of the two")
     if config["critic_hidden"] != "own" and not critic:

@@ -44,7 +44,8 @@ OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities"
 
 # An algorithm is a hue (after Okabe and Ito, for colour-blind readers), its lines are shades of it; a memory is a dash
 COLOURS = {"TD3": ["#2a1a6e", "#0072b2", "#5fd0f5"], "DDPG": ["#7a2a00", "#d55e00", "#f2b33b"],
-           "PPO": ["#00402f", "#009e73", "#8fe0c0"], "SAC": ["#56244a", "#b8578f", "#e8b4d2"]}
+           "PPO": ["#00402f", "#009e73", "#8fe0c0"], "SAC": ["#56244a", "#b8578f", "#e8b4d2"],
+           "A2C": ["#4d4000", "#a08a00", "#e0d060"], "REINFORCE": ["#3a2a20", "#8a6a55", "#cdb5a5"]}
 OTHER_COLOUR = ["#222222", "#777777", "#bbbbbb"]
 DASHES = {"feed-forward": (0, (5, 2)), "LSTM actor and critic": "-", "LSTM actor only": (0, (6, 1.5, 1, 1.5)),
           "LSTM critic only": (0, (1, 1.2)), "GRU actor and critic": (0, (10, 2)),

@@ -1,4 +1,4 @@
-"""PPO: what it learns from is what acted, advantages are GAE's, and the update is the paper's."""
+"""PPO: what it learns from is what acted, advantages are GAE's, and the update is the paper's; and what A2C shares with it."""
 import copy
 
 import numpy as np
@@ -23,6 +23,7 @@ from conftest import (
 )
 from torch.distributions import Categorical, Normal
 
+import A2C
 import PPO
 from utils import Batch
 
@@ -31,9 +32,12 @@ ON_POLICY = dict(rollout_steps=ROLLOUT, batch_size=12, epochs=2, lr=3e-3)
 SPECS = {"continuous": SPEC, "discrete": DISCRETE_SPEC}
 
 
-def make(spec=SPEC, seed=0, **flags):
+def make(spec=SPEC, seed=0, module=PPO, **flags):
     """An agent, its empty buffer, and environments."""
-    agent = make_agent(PPO, spec, seed, **{**ON_POLICY, **flags})
+    flags = {**ON_POLICY, **flags}
+    if module is A2C:
+        flags = {k: v for k, v in flags.items() if k not in ("batch_size", "epochs")}
+    agent = make_agent(module, spec, seed, **flags)
     buffer = make_buffer(agent, agent.buffer_size(), seed=seed)
     return agent, buffer, Toy(agent, buffer, LENGTHS)
 
@@ -294,7 +298,13 @@ def test_learning_rate_falls_linearly():
             assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 3e-3, expected * 1e-4])
 
 
-# ---------------------------------------------------------------------- padding and what is not ours
+# ---------------------------------------------------------------------- what PPO and A2C share: padding and what is not ours
+
+@pytest.fixture(params=[PPO, A2C], ids=lambda module: module.__name__)
+def module(request):
+    """Both are tested alike from here on; A2C has neither epochs nor minibatches."""
+    return request.param
+
 
 def trained(agent, buffer):
     """Losses, gradients and weights after an update of a copy of the agent."""
@@ -306,9 +316,10 @@ def trained(agent, buffer):
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
-def test_padding_changes_nothing(kind):
+def test_padding_changes_nothing(module, kind):
     """Garbage in the windows' padding, and NaN wherever it is not read by a core, leave losses, gradients and weights alone."""
-    agent, buffer, game = make(SPECS[kind], seq_len=6, burn_in=3, hidden_init="stored", entropy_coef=0.1, **RECURRENT)
+    agent, buffer, game = make(SPECS[kind], module=module, seq_len=6, burn_in=3, hidden_init="stored", entropy_coef=0.1,
+                               **RECURRENT)
     game.play(ROLLOUT)
     rollout = buffer.windows(6, 3)
     padding = ~rollout.mask
@@ -327,9 +338,9 @@ def test_padding_changes_nothing(kind):
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*results, strict=True))
 
 
-def test_a_narrow_policy_stays_finite():
+def test_a_narrow_policy_stays_finite(module):
     """In padding the new policy is not computed: however unlikely an action is under it there, no gradient comes of it."""
-    agent, buffer, game = make(seq_len=6, init_log_std=-4.0, epochs=3)
+    agent, buffer, game = make(module=module, seq_len=6, init_log_std=-4.0, epochs=3)
     with torch.no_grad():
         agent.actor.mlp.weights[-1].mul_(300)
     game.play(ROLLOUT)
@@ -341,9 +352,9 @@ def test_a_narrow_policy_stays_finite():
                                    dict(seq_len=4, burn_in=3, hidden_init="stored", **RECURRENT),
                                    dict(seq_len="full", hidden_init="stored", **RECURRENT)],
                          ids=["feed-forward", "zero", "stored", "full"])
-def test_nan_outside_the_rollout_changes_nothing(flags):
+def test_nan_outside_the_rollout_changes_nothing(module, flags):
     """In rows of the rollout before and in those past the write head: losses, gradients and weights to the bit."""
-    agent, buffer, game = make(**flags)
+    agent, buffer, game = make(module=module, **flags)
     game.play(ROLLOUT)
     agent.train(buffer)
     game.play(ROLLOUT - 10)                                            # shorter than the one before
@@ -354,9 +365,9 @@ def test_nan_outside_the_rollout_changes_nothing(flags):
 
 
 @pytest.mark.parametrize("flags", [dict(), dict(seq_len=4, burn_in=2, hidden_init="stored", **RECURRENT)])
-def test_each_loss_reaches_its_own_network_only(flags, monkeypatch):
+def test_each_loss_reaches_its_own_network_only(module, flags, monkeypatch):
     """The critic's loss gives the actor no gradient, the actor's loss gives the critic none."""
-    agent, buffer, game = make(epochs=1, batch_size=1000, **flags)
+    agent, buffer, game = make(module=module, epochs=1, batch_size=1000, **flags)
     game.play(ROLLOUT)
     seen = {}
     step = agent.critic_optimizer.step
@@ -376,9 +387,11 @@ def test_each_loss_reaches_its_own_network_only(flags, monkeypatch):
 
 @pytest.mark.parametrize("flags", [dict(), dict(core="gru"), dict(critic_hidden="actor"), dict(hidden_init="zero"),
                                    dict(hidden_refresh=True)], ids=lambda flags: "-".join(map(str, flags.values())) or "own")
-def test_stored_hidden_reproduces_the_next(flags):
+def test_stored_hidden_reproduces_the_next(module, flags):
     """For each row of each rollout, from the memory that the agent acted from; an update and clear() lie between rollouts."""
-    agent, buffer, game = make(seq_len=4, **{"hidden_init": "stored", **RECURRENT, **flags})
+    if module is A2C and "hidden_init" in flags:
+        pytest.skip("nothing is stored")
+    agent, buffer, game = make(module=module, seq_len=4, **{"hidden_init": "stored", **RECURRENT, **flags})
     for _ in range(3):
         game.play(ROLLOUT)
         assert check_stored_hidden(agent, buffer) == len(buffer) == 2 * ROLLOUT
@@ -390,9 +403,9 @@ def test_stored_hidden_reproduces_the_next(flags):
     assert check_stored_hidden(agent, buffer) == 18
 
 
-def test_hidden_refresh_writes_recomputed_states(monkeypatch):
+def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
     """After the last epoch every stored state is that of the new weights, from where each episode entered the rollout."""
-    agent, buffer, game = make(seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
+    agent, buffer, game = make(module=module, seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
     game.play(ROLLOUT)
     before, clear, compared = buffer.hidden.clone(), buffer.clear, []
 
@@ -411,9 +424,11 @@ def test_hidden_refresh_writes_recomputed_states(monkeypatch):
                                            (dict(critic_hidden="actor", hidden_init="stored"), 12),
                                            (dict(critic_hidden="zero", hidden_init="stored"), 12),
                                            (dict(hidden_init="zero"), 12)])
-def test_what_is_stored(flags, stored):
-    """The actor's memory always, as the old log-probabilities are those it acted with; the critic's if it starts from it."""
-    agent, buffer, game = make(hidden_refresh=flags["hidden_init"] == "stored", **RECURRENT, **flags)
+def test_what_is_stored(module, flags, stored):
+    """PPO: the actor's memory always, as the old log-probabilities are those it acted with; the critic's if it starts from it."""
+    if module is A2C and flags["hidden_init"] == "zero":
+        stored = 0                                                     # there are no old log-probabilities
+    agent, buffer, game = make(module=module, hidden_refresh=flags["hidden_init"] == "stored", **RECURRENT, **flags)
     assert agent.stored_hidden_size == buffer.hidden.shape[1] == stored
     game.play(ROLLOUT)
     agent.train(buffer)
@@ -422,9 +437,9 @@ def test_what_is_stored(flags, stored):
 # ---------------------------------------------------------------------- acting and pace
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
-def test_acting(kind):
+def test_acting(module, kind):
     """Sampled from the policy while exploring, its mode otherwise; discrete actions are one-hot."""
-    agent = make_agent(PPO, SPECS[kind])
+    agent = make_agent(module, SPECS[kind])
     with torch.no_grad():
         agent.actor.mlp.weights[-1].mul_(100)
     row, hidden = np.ones((2, SPEC.state_dim + SPEC.action_dim + 1), np.float32), np.zeros((2, 0), np.float32)
@@ -443,9 +458,9 @@ def test_acting(kind):
         assert sampled.std(0) == pytest.approx(np.exp(-0.5), abs=0.06)
 
 
-def test_ready_after_a_rollout():
+def test_ready_after_a_rollout(module):
     """An update is due every rollout_steps steps, and forgets what it learned from."""
-    agent, buffer, game = make()
+    agent, buffer, game = make(module=module)
     for _ in range(3):
         for _ in range(ROLLOUT - 1):
             game.play(1)
@@ -456,9 +471,9 @@ def test_ready_after_a_rollout():
         assert len(buffer) == 0 and not agent.ready(buffer)
 
 
-def test_the_buffer_never_wraps_around():
+def test_the_buffer_never_wraps_around(module):
     """Even if every episode has a single step."""
-    agent, buffer, _ = make()
+    agent, buffer, _ = make(module=module)
     game = Toy(agent, buffer, [[1], [1]])
     for _ in range(3):
         game.play(ROLLOUT)
@@ -466,12 +481,12 @@ def test_the_buffer_never_wraps_around():
         agent.train(buffer)
 
 
-def test_checkpoint_keeps_the_scale_of_returns():
+def test_checkpoint_keeps_the_scale_of_returns(module):
     """Values are predictions times the scale: a critic without it is another critic."""
-    agent, buffer, game = make(**RECURRENT)
+    agent, buffer, game = make(module=module, **RECURRENT)
     game.play(ROLLOUT)
     agent.train(buffer)
-    other = make(seed=1, **RECURRENT)[0]
+    other = make(seed=1, module=module, **RECURRENT)[0]
     other.load_state_dict(agent.state_dict())
     assert other.return_scale == pytest.approx(agent.return_scale) and agent.return_scale != 1
     assert Plain(agent.critic).distance(other.critic) == Plain(agent.actor).distance(other.actor) == 0
@@ -480,13 +495,14 @@ def test_checkpoint_keeps_the_scale_of_returns():
 # ---------------------------------------------------------------------- learning
 
 @pytest.mark.parametrize("flags", [dict(), dict(seq_len=5, hidden_init="stored", **RECURRENT)], ids=["feed-forward", "recurrent"])
-def test_a_time_limit_is_no_end(flags):
+def test_a_time_limit_is_no_end(module, flags):
     """Reward 1 for ever in episodes of 10: the value is 1 / (1 - gamma) = 10; with truncation taken for termination about 5."""
-    agent = make_agent(PPO, CHAIN_SPEC, rollout_steps=25, batch_size=25, epochs=8, discount=0.9, lr=5e-3, lr_decay=False,
-                       **flags)
+    several = dict(batch_size=25, epochs=8) if module is PPO else {}
+    agent = make_agent(module, CHAIN_SPEC, rollout_steps=25, discount=0.9, lr=5e-3 if module is PPO else 2e-2, lr_decay=False,
+                       **several, **flags)
     buffer = make_buffer(agent, agent.buffer_size())
     game = Chain(agent, buffer, 2)
-    for _ in range(30):
+    for _ in range(30 if module is PPO else 200):
         game.play(25)
         agent.train(buffer)
     played = game.play(25)
@@ -499,9 +515,10 @@ def test_a_time_limit_is_no_end(flags):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
-def test_trains_on_cuda(kind):
+def test_trains_on_cuda(module, kind):
     """With windows of different length, burn-in, and states written back."""
-    agent = make_agent(PPO, SPECS[kind], device="cuda", **ON_POLICY, seq_len=4, burn_in=2, hidden_init="stored",
+    flags = ON_POLICY if module is PPO else dict(rollout_steps=ROLLOUT)
+    agent = make_agent(module, SPECS[kind], device="cuda", **flags, seq_len=4, burn_in=2, hidden_init="stored",
                        hidden_refresh=True, **RECURRENT)
     buffer = make_buffer(agent, agent.buffer_size())
     game = Toy(agent, buffer, LENGTHS)
@@ -511,10 +528,11 @@ def test_trains_on_cuda(kind):
     assert all(weight.isfinite().all() and weight.is_cuda for weight in weights_of(agent))
 
 
-def test_same_seed_same_weights():
+def test_same_seed_same_weights(module):
     """To the bit, after acting and training; another seed, other weights."""
     def run(seed):
-        agent, buffer, game = make(seed=seed, seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True, **RECURRENT)
+        agent, buffer, game = make(seed=seed, module=module, seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True,
+                                   **RECURRENT)
         for _ in range(2):
             game.play(ROLLOUT)
             agent.train(buffer)

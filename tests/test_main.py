@@ -32,6 +32,8 @@ SMALL = {
     "TD3": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
     "DDPG": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
     "SAC": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
+    "A2C": ["--rollout_steps", "16", "--num_envs", "2"],
+    "REINFORCE": ["--batch_size", "32"],
     "PPO": ["--rollout_steps", "32", "--num_envs", "2", "--epochs", "2", "--batch_size", "16"],
 }
 RECURRENT = ["--recurrent", "--core_size", "4", "--seq_len", "4"]
@@ -440,7 +442,8 @@ def test_divergence_is_noticed(policy, tmp_path, capsys):
 
 # ---------------------------------------------------------------------- whole runs
 
-RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("SAC", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1")]
+RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("SAC", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1"),
+        ("A2C", "Pendulum-v1"), ("A2C", "CartPole-v1"), ("REINFORCE", "Pendulum-v1"), ("REINFORCE", "CartPole-v1")]
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)

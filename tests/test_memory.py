@@ -18,8 +18,11 @@ OFF_POLICY = ["--start_timesteps", "1000", "--batch_size", "64", "--replay_ratio
               "--expl_noise", "0.5", "--eval_freq", "200"]
 SOFT = [flag for flag in OFF_POLICY if flag not in ("--expl_noise", "0.5")]
 ON_POLICY = ["--rollout_steps", "64", "--num_envs", "8", "--lr", "3e-3", "--epochs", "10", "--eval_freq", "512"]
+A2C = ["--rollout_steps", "12", "--num_envs", "8", "--lr", "5e-3", "--eval_freq", "512"]
+REINFORCE = ["--batch_size", "192", "--lr", "1e-2", "--eval_freq", "512", "--max_timesteps", "30e3"]
 CASES = [("TD3", "Cue-v0", OFF_POLICY), ("DDPG", "Cue-v0", OFF_POLICY), ("SAC", "Cue-v0", SOFT), ("PPO", "Cue-v0", ON_POLICY),
-         ("PPO", "CueDiscrete-v0", ON_POLICY)]
+         ("PPO", "CueDiscrete-v0", ON_POLICY), ("A2C", "Cue-v0", A2C), ("A2C", "CueDiscrete-v0", A2C),
+         ("REINFORCE", "Cue-v0", REINFORCE), ("REINFORCE", "CueDiscrete-v0", REINFORCE)]
 
 
 class Solved(Exception):
@@ -71,7 +74,7 @@ def choices(agent, env, spec, wipe=False, episodes=40):
 @pytest.mark.parametrize("policy,env_id,flags", [*CASES, ("TD3", "Cue-v0", [*OFF_POLICY, "--core", "gru"]),
                                                  ("TD3", "Cue-v0", [*OFF_POLICY, "--core", "mingru"])])
 def test_recurrent_agent_recalls_the_cue(policy, env_id, flags, tmp_path, monkeypatch):
-    flags = [*flags, "--recurrent", "--core_size", "16", "--max_timesteps", "12e3"]
+    flags = ["--recurrent", "--core_size", "16", "--max_timesteps", "12e3", *flags]
     agent, env, spec = train(policy, env_id, flags, tmp_path, monkeypatch)
     returns, lengths = main.evaluate(agent, env, spec, 200, seed=123)
     assert set(lengths) == {DELAY + 1}

@@ -444,7 +444,7 @@ def code(name):
     return [(i, line.split("  #")[0].rstrip()) for i, line in enumerate(text.split("\n"), 1) if not line.lstrip().startswith("#")]
 
 
-ALGORITHMS = ["TD3.py", "DDPG.py", "SAC.py", "PPO.py"]
+ALGORITHMS = ["TD3.py", "DDPG.py", "SAC.py", "PPO.py", "A2C.py", "REINFORCE.py"]
 BANS = [
     (r"\.data\b", ["cores.py", "utils.py", *ALGORITHMS], "writes behind autograd's back"),
     (r"retain_graph|requires_grad\s*=\s*True|requires_grad_\(", ["cores.py", "utils.py", *ALGORITHMS], "no need"),
@@ -463,9 +463,10 @@ def test_style_bans(pattern, files, why):
     assert not found, "\n".join(found)
 
 
-def test_style_means_in_ppo():
+@pytest.mark.parametrize("name", ["PPO.py", "A2C.py", "REINFORCE.py"])
+def test_style_means_on_policy(name):
     """Bare means only over arrays without a time axis: NumPy's flat ones, and lists of finished losses."""
-    bare = [line for _, line in code("PPO.py") if re.search(r"(?<!masked_)\bmean\(", line)]
+    bare = [line for _, line in code(name) if re.search(r"(?<!masked_)\bmean\(", line)]
     for line in bare:
         assert re.search(r"flat_|torch\.stack\((critic|actor)_losses\)", line), line
 
