@@ -42,6 +42,7 @@ class HyperParameters(MemoryFlags):
 # What changes where actor or critic is recurrent
 RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", hidden_layers=1)
 DISCRETE = True
+UNUSED = {"stored_precision": "its buffer is a rollout"}
 
 
 class Actor(nn.Module):

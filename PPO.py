@@ -45,6 +45,7 @@ class HyperParameters(MemoryFlags):
 # What changes where actor or critic is recurrent
 RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", hidden_layers=1)
 DISCRETE = True
+UNUSED = {"stored_precision": "its buffer is a rollout, and old log-probabilities must be those of the states acted from"}
 
 
 class Actor(nn.Module):

@@ -44,6 +44,8 @@ class MemoryFlags:
     hidden_init: Literal["stored", "zero"] = flag("zero", "start state of a training window: as stored while acting, or zero")
     burn_in: int = flag(0, "unroll up to this many steps before each window, without gradient, to warm up its start state", low=0)
     hidden_refresh: bool = flag(False, "after each update write the recomputed hidden states back into the buffer")
+    stored_precision: Literal["float32", "float16"] = flag(
+        "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
     critic_hidden: Literal["own", "actor", "zero"] = flag(
         "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
 

@@ -196,8 +196,8 @@ def check(config, given, module):
             if name in given and not name.startswith("recurrent_"):
                 fail(f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
     for name, why in getattr(module, "UNUSED", {}).items():
-        if config[name] and name in given:
-            fail(f"--{name} is of no use to {module.__name__}: {why}")
+        if config[name] != defaults_of(MemoryFlags)[name]:
+            fail(f"--{name} {config[name]} is of no use to {module.__name__}: {why}".replace(" True ", " "))
     if config["seq_len"] == "full" and config["burn_in"]:
         fail("--burn_in with --seq_len full: a full episode has no steps before it; drop one of the two")
     if config["critic_hidden"] != "own" and not critic:
@@ -206,6 +206,8 @@ def check(config, given, module):
         fail("--critic_hidden actor needs a recurrent actor to take it from; add --recurrent_actor")
     if config["critic_hidden"] != "own" and config["hidden_init"] == "zero":
         fail(f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
+    if config["stored_precision"] != "float32" and config["hidden_init"] == "zero":
+        fail("--stored_precision needs --hidden_init stored; with zero no stored state is ever read")
     if config["hidden_refresh"] and config["hidden_init"] == "zero":
         fail("--hidden_refresh needs --hidden_init stored; with zero no stored state is ever read")
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
@@ -336,10 +338,11 @@ def test(run, agent, env, spec):
 def train(run, cfg, module, agent, envs, eval_env, spec):
     """The loop: act, step, add, train when the agent says so, evaluate."""
     size = agent.buffer_size()
-    needed = Buffer.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size)
+    needed = Buffer.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full", flush=True)
     try:
-        buffer = Buffer(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device)
+        buffer = Buffer(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device,
+                        cfg.stored_precision)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)

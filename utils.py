@@ -63,16 +63,17 @@ class Buffer:
         num_envs: number of streams
         seed: of the generator that draws windows
         device: where batches are delivered
+        precision: of the hidden states kept, "float32" or "float16"
     """
 
-    def __init__(self, size, state_dim, action_dim, hidden_size, num_envs=1, seed=0, device="cpu"):
+    def __init__(self, size, state_dim, action_dim, hidden_size, num_envs=1, seed=0, device="cpu", precision="float32"):
         self.capacity = max(2, -(-size // num_envs))                   # rows per stream
         self.state_dim, self.action_dim, self.num_envs, self.device = state_dim, action_dim, num_envs, device
         self.hidden_size = hidden_size                                 # 0 where windows never start from a stored state
         self.row_size = state_dim + action_dim + 1                     # of a history row; `terminated` comes after it
         rows = self.capacity * num_envs
         self.rows = torch.zeros(rows, self.row_size + 1)
-        self.hidden = torch.zeros(rows, hidden_size)
+        self.hidden = torch.zeros(rows, hidden_size, dtype=torch.float16 if precision == "float16" else None)
         self._rows, self._hidden = self.rows.numpy(), self.hidden.numpy()  # views, to write without tensor overhead
         # Positions count up forever within a stream; position p lies at p % capacity. Row -> episode -> first, last row
         self.episode = np.zeros((num_envs, self.capacity), np.int32)
@@ -88,9 +89,9 @@ class Buffer:
         self.rng = np.random.default_rng(seed)
 
     @staticmethod
-    def bytes_needed(size, state_dim, action_dim, hidden_size):
+    def bytes_needed(size, state_dim, action_dim, hidden_size, precision="float32"):
         """RAM for `size` rows, all included."""
-        return size * (4 * (state_dim + action_dim + 2 + hidden_size) + 4 + 8)
+        return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_size + 4 + 8)
 
     def __len__(self):
         """Steps stored."""
@@ -238,7 +239,7 @@ class Buffer:
             end=torch.from_numpy(end & mask)[..., None].to(self.device),
             past=self._take(self.rows, past_index)[..., :-1],
             past_length=torch.from_numpy(past_length).to(self.device),
-            hidden=self._take(self.hidden, hidden_index)[:, 0], index=index, steps=int(length.sum()))
+            hidden=self._take(self.hidden, hidden_index)[:, 0].to(rows.dtype), index=index, steps=int(length.sum()))
 
     def _take(self, source, index):
         return source[index].to(self.device)
@@ -247,7 +248,7 @@ class Buffer:
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_size)."""
         mask = batch.mask[..., 0].cpu()
         real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
-        self.hidden[batch.index[real]] = states.cpu()[real]
+        self.hidden[batch.index[real]] = states.cpu()[real].to(self.hidden.dtype)
 
 
 # ---------------------------------------------------------------------- networks and losses

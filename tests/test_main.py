@@ -209,6 +209,10 @@ def test_help_lists_every_flag(policy, capsys):
     ("--recurrent_actor --critic_hidden zero --hidden_init stored", ["--critic_hidden zero needs a recurrent critic"]),
     ("--recurrent_critic --critic_hidden actor --hidden_init stored", ["--critic_hidden actor needs a recurrent actor"]),
     ("--recurrent --critic_hidden actor --hidden_init zero", ["--critic_hidden actor needs --hidden_init stored"]),
+    ("--recurrent --stored_precision float16", ["--stored_precision needs --hidden_init stored"]),
+    ("--policy PPO --recurrent --stored_precision float16", ["--stored_precision float16 is of no use to PPO", "rollout"]),
+    ("--policy REINFORCE --recurrent --hidden_init stored --hidden_refresh",
+     ["--hidden_refresh is of no use to REINFORCE", "forgotten"]),
     ("--recurrent --hidden_refresh --hidden_init zero", ["--hidden_refresh needs --hidden_init stored"]),
     ("--device gpu", ["--device 'gpu' is unknown", "cpu and cuda"]),
     ("--device cuda:0", ["--device 'cuda:0' is unknown"]),
@@ -231,7 +235,8 @@ def test_bad_input(argv, says, refused):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("words", ["--seq_len 4", "--hidden_init stored", "--burn_in 3", "--hidden_refresh", "--core gru",
-                                   "--core_size 4", "--critic_hidden zero", "--memory_input obs", "--core_lr 1e-3"])
+                                   "--core_size 4", "--critic_hidden zero", "--memory_input obs", "--core_lr 1e-3",
+                                   "--stored_precision float16"])
 def test_memory_flags_without_a_memory(policy, words, refused):
     name = words.split()[0]
     for extra in [], ["--no-recurrent_actor"], ["--recurrent", "--no-recurrent_actor", "--no-recurrent_critic"]:
@@ -241,7 +246,7 @@ def test_memory_flags_without_a_memory(policy, words, refused):
 def test_every_memory_flag_is_held_by_the_test_above():
     assert {f.name for f in fields(MemoryFlags)} == {"recurrent_actor", "recurrent_critic", "seq_len", "hidden_init", "burn_in",
                                                      "hidden_refresh", "core", "core_size", "critic_hidden", "memory_input",
-                                                     "core_lr"}
+                                                     "core_lr", "stored_precision"}
 
 
 def test_cuda_without_a_device(refused, monkeypatch):

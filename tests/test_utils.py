@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import RECURRENT, SPEC, RandomAgent, Toy, make_agent, make_buffer, poison
+from conftest import RECURRENT, SPEC, RandomAgent, Toy, make_agent, make_buffer, make_off_policy, poison
 from scipy import stats
 
 import TD3
@@ -308,6 +308,21 @@ def test_memory_of_a_transition():
     assert measured / rows <= 2200
     assert measured == pytest.approx(Buffer.bytes_needed(rows, 15, 3, 4 * 128), rel=0.02)
     assert make_agent(TD3, hopper, core_size=128, hidden_init="zero", **RECURRENT).stored_hidden_size == 0
+    half = Buffer(1000, 15, 3, 512, precision="float16")
+    assert half.hidden.numel() * half.hidden.element_size() == Buffer.bytes_needed(1000, 15, 3, 512, "float16") - \
+        Buffer.bytes_needed(1000, 15, 3, 0)
+
+
+def test_states_kept_as_float16():
+    """The same states to three digits, batches in single precision, refreshed ones as well."""
+    flags = dict(hidden_init="stored", hidden_refresh=True, seq_len=4, burn_in=2, **RECURRENT)
+    (_, full, _), (agent, half, _) = [make_off_policy(TD3, stored_precision=p, **flags) for p in ("float32", "float16")]
+    assert half.hidden.dtype == torch.float16 and full.hidden.dtype == torch.float32
+    assert half.hidden.abs().max() > 0.1 and torch.allclose(half.hidden.float(), full.hidden, atol=1e-3)
+    batch, before = half.sample(20, 4, 2), half.hidden.clone()
+    assert batch.hidden.dtype == torch.float32
+    agent.train(half)
+    assert half.hidden.isfinite().all() and not torch.equal(half.hidden, before)
 
 
 def test_select_is_the_same_windows_trimmed():
