@@ -372,28 +372,35 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
     state, _ = envs.reset(seed=run.seed)
     row = history_row(state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
     hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
-    for step in range(cfg.num_envs, cfg.max_timesteps + cfg.num_envs, cfg.num_envs):
-        action, next_hidden = agent.act(row, hidden)
-        next_state, reward, terminated, truncated, info = envs.step(action)
-        done = terminated | truncated
-        last_state = next_state
-        if done.any():                                                 # next_state is then the next episode's first
-            last_state = next_state.copy()
-            last_state[done] = np.stack(info["final_obs"][done])
-        buffer.add(state, action, reward, last_state, terminated, truncated, hidden, next_hidden)
+    try:
+        for step in range(cfg.num_envs, cfg.max_timesteps + cfg.num_envs, cfg.num_envs):
+            action, next_hidden = agent.act(row, hidden)
+            next_state, reward, terminated, truncated, info = envs.step(action)
+            done = terminated | truncated
+            last_state = next_state
+            if done.any():                                             # next_state is then the next episode's first
+                last_state = next_state.copy()
+                last_state[done] = np.stack(info["final_obs"][done])
+            buffer.add(state, action, reward, last_state, terminated, truncated, hidden, next_hidden)
 
-        keep = 1 - done[:, None]                                       # a new episode starts from an empty memory
-        state, hidden = next_state, next_hidden * keep.astype(np.float32)
-        row = history_row(state, action, reward, keep)
+            keep = 1 - done[:, None]                                   # a new episode starts from an empty memory
+            state, hidden = next_state, next_hidden * keep.astype(np.float32)
+            row = history_row(state, action, reward, keep)
 
-        while agent.ready(buffer):
-            losses = agent.train(buffer)
-            if not all(math.isfinite(loss) for loss in losses.values()):
-                bar.close()
-                fail_nan(step, losses, results.path, run)
-        bar.update(cfg.num_envs)
-        if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq or step >= cfg.max_timesteps:
-            evaluation(step)
+            while agent.ready(buffer):
+                losses = agent.train(buffer)
+                if not all(math.isfinite(loss) for loss in losses.values()):
+                    bar.close()
+                    fail_nan(step, losses, results.path, run)
+            bar.update(cfg.num_envs)
+            if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq or step >= cfg.max_timesteps:
+                evaluation(step)
+    except Exception:                                                  # such as a distribution that refuses NaN
+        weights = [float(weight.detach().abs().max()) for weight in [*agent.actor.parameters(), *agent.critic.parameters()]]
+        if all(weight < 1e6 for weight in weights):
+            raise
+        bar.close()
+        fail_nan(step, {"the largest weight": np.max(weights)}, results.path, run)
     bar.close()
     results.finish()
     print(f"{results.path}.csv written, best evaluation {best:.1f}")
