@@ -40,9 +40,10 @@ class HyperParameters(MemoryFlags):
 
 
 # What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", hidden_layers=1)
+RECURRENT_DEFAULTS = dict(seq_len="full", hidden_init="stored", hidden_layers=1)
 DISCRETE = True
-UNUSED = {"stored_precision": "its buffer is a rollout"}
+UNUSED = {"stored_precision": "its buffer is a rollout",
+          "hidden_refresh": "a rollout is forgotten after its one update, nothing is left to write states into"}
 
 
 class Actor(nn.Module):
@@ -138,7 +139,7 @@ class A2C:
         # Cut the rollout into windows, in order of time
         rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
         B, L = rollout.mask.shape[:2]
-        history, mask, real = rollout.history, rollout.mask, rollout.real       # (B, L + 1, row), (B, L, 1); heads skip padding
+        history, mask, real = rollout.history, rollout.mask, rollout.real       # (B, L + 1, row), (B, L, 1)
 
         # Burn in: start states of both networks at the windows' first step
         hidden_actor, hidden_critic = start_hidden(rollout, self.actor, self.critic, cfg)
@@ -167,7 +168,7 @@ class A2C:
         self.optimize(self.critic_optimizer, self.critic, critic_loss)
 
         # Compute the actor loss: policy gradient, and a bonus for entropy
-        policy, _ = self.actor(history[:, :-1], hidden_actor, real)
+        policy, _ = self.actor(history[:, :-1], hidden_actor, real)             # the head skips padding
         log_prob = policy.log_prob(rollout.action)[..., None]                   # (B, L, 1)
         entropy = policy.entropy()[..., None].expand_as(log_prob)               # (B, L, 1)
         assert log_prob.shape == advantage.shape
@@ -176,22 +177,9 @@ class A2C:
         # Optimize the actor
         self.optimize(self.actor_optimizer, self.actor, actor_loss)
 
-        # Refresh the hidden states of the episodes that go on with the new weights
-        if cfg.hidden_refresh:
-            self.refresh_hidden(buffer)
-
         # On-policy: what was learned from is forgotten
         buffer.clear()
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
-
-    def refresh_hidden(self, buffer):
-        """Write hidden states back, recomputed with the weights as they are now from where each episode entered the rollout."""
-        episodes = buffer.windows("full")
-        hidden_actor, hidden_critic = episodes.hidden.tensor_split([self.actor.core.hidden_size], -1)
-        states = [self.actor.core.states(episodes.history, hidden_actor)]       # (episodes, L + 1, hidden_size)
-        if self.critic_remembers:
-            states.append(self.critic.core.states(episodes.history, hidden_critic))
-        buffer.write_hidden(episodes, torch.cat(states, -1))
 
     def optimize(self, optimizer, network, loss):
         optimizer.zero_grad()

@@ -26,7 +26,7 @@ from utils import MLP, adam, masked_mean
 class HyperParameters(MemoryFlags):
     batch_size: int = flag(2000, "steps per update, at least: it waits for the end of the episode in which they are reached")
     baseline: bool = flag(True, "subtract a learned value of the state from the return")
-    memory_size: int = flag(100_000, "steps kept: of an episode longer than this the beginning is lost")
+    memory_size: int = flag(100_000, "steps kept at least: the oldest of a longer batch of episodes are lost")
     lr: float = flag(1e-3, "learning rate of actor and baseline")
     lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
@@ -138,7 +138,7 @@ class REINFORCE:
         # Cut the episodes into windows, in order of time
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)
         B, L = batch.mask.shape[:2]
-        history, mask, real = batch.history, batch.mask, batch.real             # (B, L + 1, row), (B, L, 1); heads skip padding
+        history, mask, real = batch.history, batch.mask, batch.real             # (B, L + 1, row), (B, L, 1)
 
         # Burn in: start states of both networks at the windows' first step
         hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
@@ -168,7 +168,7 @@ class REINFORCE:
             self.optimize(self.critic_optimizer, self.critic, critic_loss)
 
         # Compute the actor loss: policy gradient, and a bonus for entropy
-        policy, _ = self.actor(history[:, :-1], hidden_actor, real)
+        policy, _ = self.actor(history[:, :-1], hidden_actor, real)             # the head skips padding
         log_prob = policy.log_prob(batch.action)[..., None]                     # (B, L, 1)
         entropy = policy.entropy()[..., None].expand_as(log_prob)               # (B, L, 1)
         assert log_prob.shape == advantage.shape
@@ -179,7 +179,8 @@ class REINFORCE:
 
         # On-policy: what was learned from is forgotten
         buffer.clear()
-        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
+        losses = {"critic_loss": critic_loss.detach()} if cfg.baseline else {}
+        return {**losses, "actor_loss": actor_loss.detach()}
 
     def optimize(self, optimizer, network, loss):
         optimizer.zero_grad()

@@ -141,7 +141,7 @@ class SAC:
 
         # Burn in: start states of every network at the windows' first step
         hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
-        _, target_hidden_critic = start_hidden(batch, self.actor, self.critic_target, cfg)
+        _, target_hidden_critic = start_hidden(batch, self.actor, self.critic_target, cfg)  # the actor's once more, unused
 
         # Unroll the actor once over the windows' states and their last next state, for the target and for its own loss
         actor_features, _ = self.actor.core(history, hidden_actor)              # (B, L + 1, features)

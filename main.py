@@ -176,7 +176,7 @@ def parse(argv):
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
     config.update(vars(parser.parse_args(words)))
     if given.pop("recurrent", False):
-        config.update(recurrent_actor=True, recurrent_critic=True)
+        config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # without a baseline: no critic
     for name in ("recurrent_actor", "recurrent_critic"):
         config[name] = given.get(name, config[name])
     if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
@@ -198,6 +198,14 @@ def check(config, given, module):
     for name, why in getattr(module, "UNUSED", {}).items():
         if config[name] != defaults_of(MemoryFlags)[name]:
             fail(f"--{name} {config[name]} is of no use to {module.__name__}: {why}".replace(" True ", " "))
+    if config.get("baseline") is False and critic:
+        fail("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, or drop --recurrent_critic")
+    if "memory_size" in config and "replay_ratio" not in config and config["batch_size"] > config["memory_size"]:
+        fail(f"--batch_size {config['batch_size']} is more than --memory_size {config['memory_size']}: no update would come; "
+             "choose a larger --memory_size")
+    if config["burn_in"] and config["seq_len"] != "full" and config["seq_len"] >= config.get("rollout_steps", math.inf):
+        fail(f"--burn_in with --seq_len {config['seq_len']}: a window is all of a rollout of {config['rollout_steps']} steps, "
+             "none lie before it; choose a smaller --seq_len")
     if config["seq_len"] == "full" and config["burn_in"]:
         fail("--burn_in with --seq_len full: a full episode has no steps before it; drop one of the two")
     if config["critic_hidden"] != "own" and not critic:
@@ -422,7 +430,7 @@ def main(argv=None):
         eval_env = make_env(run.env, **observation)
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
-            fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; use --policy PPO")
+            fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; use --policy PPO, A2C or REINFORCE")
         envs = None if run.test else make_vector_env(run.env, cfg.num_envs, **observation)
     except ValueError as error:
         fail(str(error))

@@ -45,12 +45,13 @@ def make(words, fill=20_000, episode=1000):
 def filled(agent, fill, episode=1000):
     buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_size)
     rng = np.random.default_rng(0)
-    hidden = np.zeros((1, agent.hidden_size), np.float32)
-    state = rng.normal(size=(fill + 1, 1, S)).astype(np.float32)
+    hidden = 0.5 * rng.normal(size=(997, 1, agent.hidden_size)).astype(np.float32)        # over and over
+    state, reward = rng.normal(size=(fill + 1, 1, S)).astype(np.float32), rng.normal(size=(fill, 1))
     action = rng.uniform(-1, 1, (fill, 1, A)).astype(np.float32)
     for t in range(fill):
-        end = np.array([t % episode == episode - 1])
-        buffer.add(state[t], action[t], np.ones(1), state[t + 1], ~end & False, end, hidden, hidden)
+        end, terminates = np.array([t % episode == episode - 1]), t // episode % 2 == 0        # in turn with truncation
+        buffer.add(state[t], action[t], reward[t], state[t + 1], end & terminates, end & (not terminates),
+                   hidden[t % 997], hidden[(t + 1) % 997])
     return buffer
 
 
@@ -128,8 +129,8 @@ class PlainTD3:
 
 
 def update_flops(agent):
-    """Floating-point operations that one TD3 update cannot do without (multiply and add count as two), averaged over the
-    delay; elementwise work is left out."""
+    """Floating-point operations of one TD3 update, about: multiply and add count as two, a backward pass as two forward ones,
+    averaged over the delay. Elementwise work, and the targets' one step more per window, are left out."""
     def core(network):
         return 2 * sum(p.numel() for name, p in network.core.named_parameters() if "weight" in name)
 
@@ -366,6 +367,8 @@ if __name__ == "__main__":
             import sb3_contrib  # noqa: F401
         except ImportError:
             parser.error("--peers needs stable-baselines3 and sb3-contrib; pip install sb3-contrib")
+    if args.growth and (args.works or args.peers):
+        parser.error("--growth times no works and no peers; leave them out")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     growth(args.rounds) if args.growth else bench(args.works or list(WORKS), args.peers, args.rounds)

@@ -405,6 +405,8 @@ def test_stored_hidden_reproduces_the_next(module, flags):
 
 def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
     """After the last epoch every stored state is that of the new weights, from where each episode entered the rollout."""
+    if module is A2C:
+        pytest.skip("forgets its rollout after one update")
     agent, buffer, game = make(module=module, seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
     game.play(ROLLOUT)
     before, clear, compared = buffer.hidden.clone(), buffer.clear, []
@@ -428,7 +430,8 @@ def test_what_is_stored(module, flags, stored):
     """PPO: the actor's memory always, as the old log-probabilities are those it acted with; the critic's if it starts from it."""
     if module is A2C and flags["hidden_init"] == "zero":
         stored = 0                                                     # there are no old log-probabilities
-    agent, buffer, game = make(module=module, hidden_refresh=flags["hidden_init"] == "stored", **RECURRENT, **flags)
+    refresh = flags["hidden_init"] == "stored" and module is PPO
+    agent, buffer, game = make(module=module, hidden_refresh=refresh, **RECURRENT, **flags)
     assert agent.stored_hidden_size == buffer.hidden.shape[1] == stored
     game.play(ROLLOUT)
     agent.train(buffer)

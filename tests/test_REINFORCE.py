@@ -79,7 +79,8 @@ def plain_update(agent, played, windows_of):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm)
         optimizer.step()
-    return actor, critic, log_std, scale, {"critic_loss": critic_loss.item(), "actor_loss": actor_loss.item()}
+    losses = {"critic_loss": critic_loss.item()} if cfg.baseline else {}
+    return actor, critic, log_std, scale, {**losses, "actor_loss": actor_loss.item()}
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
@@ -104,6 +105,7 @@ def test_update_is_plain_reinforce(float64, kind, flags):
         actor, critic, log_std, scale, expected = plain_update(agent, played, windows)
         before = Plain(agent.critic)
         losses = agent.train(buffer)
+        assert losses.keys() == expected.keys()
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss, abs=1e-6), name
         assert actor.distance(agent.actor) < 1e-6 and critic.distance(agent.critic) < 1e-6
@@ -114,10 +116,10 @@ def test_update_is_plain_reinforce(float64, kind, flags):
 
 
 def test_an_update_waits_for_whole_episodes():
-    """Episodes of 7, 1, 12, 3 steps: 20 are reached inside the last, the update comes at its end and forgets all."""
+    """Episodes of 7, 1, 12, 3 steps: 20 are reached at the third's end, then inside the 12; it comes at its end, forgets all."""
     agent, buffer, game = make()
-    for _ in range(3):
-        assert len(play_until_ready(agent, buffer, game)) == 20 or len(buffer) >= 20
+    for steps in (20, 3 + 7 + 1 + 12, 3 + 7 + 1 + 12):
+        assert len(play_until_ready(agent, buffer, game)) == steps
         assert not buffer.running.any()
         agent.train(buffer)
         assert len(buffer) == 0 and not agent.ready(buffer)
@@ -128,7 +130,7 @@ def test_an_episode_longer_than_memory_goes_on():
     agent, buffer, _ = make(memory_size=15, batch_size=10)
     game = Toy(agent, buffer, [[60]])
     played = play_until_ready(agent, buffer, game)
-    assert len(played) == 60 and len(buffer) < 60
+    assert len(played) == 60 and len(buffer) == 29
     agent.train(buffer)
     assert all(w.isfinite().all() for w in weights_of(agent))
 

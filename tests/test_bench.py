@@ -35,7 +35,8 @@ def test_race_takes_turns():
     assert [len(t) for t in times.values()] == [3, 3] and "".join(turns[-12:]) == "aabb" * 3
 
 
-@pytest.mark.parametrize("words, message", [("W99", "unknown work W99"), ("W7 --rounds 0", "at least 1")])
+@pytest.mark.parametrize("words, message", [("W99", "unknown work W99"), ("W7 --rounds 0", "at least 1"),
+                                            ("W7 --growth", "--growth times no works")])
 def test_bad_arguments_are_one_line(words, message):
     result = subprocess.run([sys.executable, os.path.join(HERE, "benchmarks", "bench.py"), *words.split()],
                             capture_output=True, text=True)

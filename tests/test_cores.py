@@ -103,7 +103,7 @@ def test_gru_window_is_nn_gru(L, float64):
 
 
 def test_mingru_is_its_formula():
-    """h = keep * h + (1 - keep) * V x, gates from the input alone; at first its units remember for 1 to 32 steps."""
+    """h = keep * h + (1 - keep) * V x, gates from the input alone; at first its units remember for 2 to 33 steps."""
     core = core_of("mingru", size=2000)
     history, h = torch.randn(4, 6, ROW), torch.randn(4, 2000)
     features, end = core(history, h)
