@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 from torch.nn.functional import softplus
 
-from cores import MemoryFlags, flag, make_core, start_hidden
+from cores import MemoryFlags, flag, make_core, start_hidden, window_start
 from utils import MLP, adam, masked_mean, soft_update
 
 
@@ -141,7 +141,8 @@ class SAC:
 
         # Burn in: start states of every network at the windows' first step
         hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
-        _, target_hidden_critic = start_hidden(batch, self.actor, self.critic_target, cfg)  # the actor's once more, unused
+        _, start_critic = window_start(batch, self.actor, self.critic, cfg)
+        target_hidden_critic = self.critic_target.core.burn_in(batch.past, batch.past_length, start_critic)
 
         # Unroll the actor once over the windows' states and their last next state, for the target and for its own loss
         actor_features, _ = self.actor.core(history, hidden_actor)              # (B, L + 1, features)

@@ -304,12 +304,10 @@ def make_core(recurrent, flags, state_dim, action_dim):
     return CORES[flags.core](state_dim, action_dim, flags.core_size, flags.memory_input)
 
 
-def start_hidden(batch, actor, critic, flags):
-    """Start states of actor and critic at the first trained step of each window, without gradient.
+def window_start(batch, actor, critic, flags):
+    """What --hidden_init and --critic_hidden choose that a window, or the steps burned in before it, starts from.
 
-    `batch.hidden` (B, actor's + critic's hidden_size) holds the memories as they were while acting. --hidden_init and
-    --critic_hidden choose what a window starts from, then --burn_in carries it over the steps before the window, with
-    the weights of the networks passed in (so online and target networks each get their own).
+    `batch.hidden` (B, actor's + critic's hidden_size) holds the memories as they were while acting.
 
     Returns:
         (B, actor.core.hidden_size), (B, critic.core.hidden_size)
@@ -318,11 +316,22 @@ def start_hidden(batch, actor, critic, flags):
     B = batch.history.shape[0]
     zeros = batch.history.new_zeros
     if flags.hidden_init == "zero":
-        hidden_actor, hidden_critic = zeros(B, actor_size), zeros(B, critic_size)
-    else:
-        hidden_actor = batch.hidden[:, :actor_size]
-        hidden_critic = {"own": batch.hidden[:, actor_size:],
-                         "actor": hidden_actor,
-                         "zero": zeros(B, critic_size)}[flags.critic_hidden]
+        return zeros(B, actor_size), zeros(B, critic_size)
+    hidden_actor = batch.hidden[:, :actor_size]
+    return hidden_actor, {"own": batch.hidden[:, actor_size:],
+                          "actor": hidden_actor,
+                          "zero": zeros(B, critic_size)}[flags.critic_hidden]
+
+
+def start_hidden(batch, actor, critic, flags):
+    """Start states of actor and critic at the first trained step of each window, without gradient.
+
+    From window_start, --burn_in carries them over the steps before the window, with the weights of the networks passed in
+    (so online and target networks each get their own).
+
+    Returns:
+        (B, actor.core.hidden_size), (B, critic.core.hidden_size)
+    """
+    hidden_actor, hidden_critic = window_start(batch, actor, critic, flags)
     return (actor.core.burn_in(batch.past, batch.past_length, hidden_actor),
             critic.core.burn_in(batch.past, batch.past_length, hidden_critic))

@@ -197,7 +197,8 @@ def check(config, given, module):
                 fail(f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
     for name, why in getattr(module, "UNUSED", {}).items():
         if config[name] != defaults_of(MemoryFlags)[name]:
-            fail(f"--{name} {config[name]} is of no use to {module.__name__}: {why}".replace(" True ", " "))
+            given_as = name if config[name] is True else f"{name} {config[name]}"
+            fail(f"--{given_as} is of no use to {module.__name__}: {why}")
     if config.get("baseline") is False and critic:
         fail("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, or drop --recurrent_critic")
     if "memory_size" in config and "replay_ratio" not in config and config["batch_size"] > config["memory_size"]:

@@ -25,6 +25,7 @@ import torch.nn as nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import main  # noqa: E402
+from envs import EnvSpec  # noqa: E402
 from utils import Buffer  # noqa: E402
 
 S, A = 15, 3
@@ -33,11 +34,16 @@ ENV = "HopperBulletEnv-v0"
 
 # ---------------------------------------------------------------------- what is timed
 
-def make(words, fill=20_000, episode=1000):
-    """An agent as main.py would make it, and a buffer filled with random steps in episodes of this length."""
-    _, cfg, module, _ = main.parse(words.split())
+def make_agent(words):
+    """An agent as main.py would make it, and its hyper-parameters."""
+    run, cfg, module, _ = main.parse(words.split())
     torch.manual_seed(0)
-    agent = getattr(module, words.split()[1])(SimpleNamespace(state_dim=S, action_dim=A, discrete=False), cfg)
+    return getattr(module, run.policy)(EnvSpec(S, A, False), cfg), cfg
+
+
+def make(words, fill=20_000, episode=1000):
+    """An agent, and a buffer filled with random steps in episodes of this length."""
+    agent, cfg = make_agent(words)
     agent.steps = cfg.start_timesteps if hasattr(cfg, "start_timesteps") else 0
     return agent, filled(agent, fill, episode)
 
@@ -90,7 +96,7 @@ class PlainTD3:
         state = tuple(h[None].contiguous() for h in hidden.chunk(2, -1)) if isinstance(rnn, nn.LSTM) else hidden[None]
         return torch.cat([rnn(history[..., :rnn.input_size], state)[0], history[..., :S]], -1)
 
-    def train(self, buffer, sampled=None, noise=None):
+    def train(self, buffer, sampled=None):
         cfg = self.cfg
         self.updates += 1
         batch = sampled or buffer.sample(cfg.batch_size, cfg.seq_len)
@@ -102,8 +108,7 @@ class PlainTD3:
         with torch.no_grad():
             next_action = torch.tanh(self.actor_target["heads"][0](
                 self.features(self.actor_target, history, hidden_actor)[:, 1:]))
-            noise = torch.randn_like(next_action) if noise is None else noise
-            noise = (noise * cfg.policy_noise).clamp(-cfg.noise_clip, cfg.noise_clip)
+            noise = (torch.randn_like(next_action) * cfg.policy_noise).clamp(-cfg.noise_clip, cfg.noise_clip)
             next_action = (next_action + noise).clamp(-1, 1)
             x = torch.cat([self.features(self.critics_target, history, hidden_critic)[:, 1:], next_action], -1)
             target_Q = torch.min(*[head(x) for head in self.critics_target["heads"]])
@@ -205,10 +210,8 @@ def recurrent_ppo(num_envs, batch_size):
 
 def loop(words):
     """Steps in the real environment with all that belongs to them; returns a function that takes `steps` more."""
-    _, cfg, module, _ = main.parse(words.split())
-    torch.manual_seed(0)
+    agent, cfg = make_agent(words)
     envs = main.make_vector_env(ENV, cfg.num_envs)
-    agent = getattr(module, words.split()[1])(SimpleNamespace(state_dim=S, action_dim=A, discrete=False), cfg)
     buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs)
     state, _ = envs.reset(seed=0)
     now = SimpleNamespace(state=state, hidden=np.zeros((cfg.num_envs, agent.hidden_size), np.float32),
