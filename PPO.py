@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 from torch.distributions import Independent, Normal, OneHotCategorical
 
-from cores import MemoryFlags, flag, make_core, start_hidden
+from cores import MemoryFlags, flag, make_core, start_hidden, window_start
 from utils import MLP, adam, masked_mean
 
 
@@ -153,7 +153,8 @@ class PPO:
             old_log_prob = old_policy.log_prob(rollout.action)[..., None]       # (B, L, 1)
 
             # Values of the windows' states and of their last next state, in one unroll
-            _, hidden_critic = start_hidden(rollout, self.actor, self.critic, cfg)
+            _, start_critic = window_start(rollout, self.actor, self.critic, cfg)
+            hidden_critic = self.critic.core.burn_in(rollout.past, rollout.past_length, start_critic)
             value = self.critic(rollout.history, hidden_critic)[0] * self.return_scale     # (B, L + 1, 1)
 
         # Advantages and returns, step by step in order of time over all windows
