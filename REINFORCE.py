@@ -46,6 +46,16 @@ UNUSED = {"hidden_refresh": "episodes are forgotten after their one update, noth
           "stored_precision": "its buffer is a few episodes"}
 
 
+def check(config):
+    """Combinations of flags that make no sense here. Raises ValueError."""
+    if config["recurrent_critic"] and not config["baseline"]:
+        raise ValueError("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, "
+                         "or drop --recurrent_critic")
+    if config["batch_size"] > config["memory_size"]:
+        raise ValueError(f"--batch_size {config['batch_size']} is more than --memory_size {config['memory_size']}: "
+                         "no update would come; choose a larger --memory_size")
+
+
 class Actor(nn.Module):
     """Stochastic policy: history (B, L, row) -> distribution over actions (B, L, action_dim)."""
 

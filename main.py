@@ -33,7 +33,7 @@ from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from utils import Buffer, fail, load_checkpoint, save_checkpoint
 
-POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE"]            # a new algorithm: one file, one entry here
+POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1"]            # a new algorithm: one file, one entry here
 
 
 @dataclass
@@ -199,11 +199,10 @@ def check(config, given, module):
         if config[name] != defaults_of(MemoryFlags)[name]:
             given_as = name if config[name] is True else f"{name} {config[name]}"
             fail(f"--{given_as} is of no use to {module.__name__}: {why}")
-    if config.get("baseline") is False and critic:
-        fail("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, or drop --recurrent_critic")
-    if "memory_size" in config and "replay_ratio" not in config and config["batch_size"] > config["memory_size"]:
-        fail(f"--batch_size {config['batch_size']} is more than --memory_size {config['memory_size']}: no update would come; "
-             "choose a larger --memory_size")
+    try:
+        getattr(module, "check", dict)(config)                         # the algorithm's own
+    except ValueError as error:
+        fail(str(error))
     if config["burn_in"] and config["seq_len"] != "full" and config["seq_len"] >= config.get("rollout_steps", math.inf):
         fail(f"--burn_in with --seq_len {config['seq_len']}: a window is all of a rollout of {config['rollout_steps']} steps, "
              "none lie before it; choose a smaller --seq_len")
@@ -347,11 +346,12 @@ def test(run, agent, env, spec):
 def train(run, cfg, module, agent, envs, eval_env, spec):
     """The loop: act, step, add, train when the agent says so, evaluate."""
     size = agent.buffer_size()
-    needed = Buffer.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
+    kind = getattr(module, "BUFFER", Buffer)
+    needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full", flush=True)
     try:
-        buffer = Buffer(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device,
-                        cfg.stored_precision)
+        buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device,
+                      cfg.stored_precision)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
@@ -431,7 +431,10 @@ def main(argv=None):
         eval_env = make_env(run.env, **observation)
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
-            fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; use --policy PPO, A2C or REINFORCE")
+            fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; "
+                 "use --policy PPO, A2C, REINFORCE or R2D1")
+        if not spec.discrete and not getattr(module, "CONTINUOUS", True):
+            fail(f"{run.policy} needs discrete actions and {run.env} has continuous ones; use --policy TD3, SAC or PPO")
         envs = None if run.test else make_vector_env(run.env, cfg.num_envs, **observation)
     except ValueError as error:
         fail(str(error))

@@ -251,6 +251,118 @@ class Buffer:
         self.hidden[batch.index[real]] = states.cpu()[real].to(self.hidden.dtype)
 
 
+class SumTree:
+    """Draws from `size` leaves in proportion to their values, and changes a value, in O(log size)."""
+
+    def __init__(self, size):
+        self.base = 1 << (size - 1).bit_length()                       # leaf i is node base + i; a node is its children's sum
+        self.nodes = np.zeros(2 * self.base)
+
+    def __getitem__(self, leaves):
+        return self.nodes[self.base + leaves]
+
+    def __setitem__(self, leaves, values):
+        """Set the values of several leaves (of one named twice, the last)."""
+        nodes = self.base + np.atleast_1d(leaves)
+        self.nodes[nodes] = values
+        while nodes[0] > 1:                                            # all lie on one level
+            nodes = nodes >> 1
+            self.nodes[nodes] = self.nodes[2 * nodes] + self.nodes[2 * nodes + 1]
+
+    @property
+    def total(self):
+        return self.nodes[1]
+
+    def draw(self, uniform):
+        """Leaves (n,) for n numbers in [0, 1)."""
+        mass, nodes = uniform * self.total, np.ones(len(uniform), np.int64)
+        while nodes[0] < self.base:
+            left = self.nodes[2 * nodes]
+            # Never into an empty half, where rounding might lead
+            right = (mass >= left) & (self.nodes[2 * nodes + 1] > 0) | (left == 0)
+            mass = mass - right * left
+            nodes = 2 * nodes + right
+        return nodes - self.base
+
+
+class PrioritisedBuffer(Buffer):
+    """A buffer whose windows are drawn in proportion to a priority (Schaul et al. 2016; of sequences: Kapturowski et al. 2019).
+
+    Episodes are cut into adjoining windows, so each stored step lies in one. A window joins when it is complete or its
+    episode has ended, with the largest priority ever set, and leaves when its first row is overwritten (the rest of its
+    rows is then no longer drawn). Its priority is kept at its first row: a leaf for each row, zero where no window begins.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.priority = SumTree(len(self.rows))
+        self.cut = np.zeros(self.num_envs, np.int64)                   # position up to which windows have been cut
+        self.count, self.largest = 0, 1.0                              # windows there are; largest priority ever
+
+    @staticmethod
+    def bytes_needed(size, *args, **kwargs):
+        """RAM for `size` rows, all included."""
+        return Buffer.bytes_needed(size, *args, **kwargs) + 16 * (1 << (size - 1).bit_length())
+
+    def _append(self, env):
+        at = super()._append(env)
+        if self.priority[at] > 0:                                      # a window began in the row that goes
+            self.priority[at] = 0
+            self.count -= 1
+        return at
+
+    def complete(self, seq_len):
+        """How many windows there are to be drawn. Cuts what has been added since the last time into windows."""
+        starts = []
+        for env in range(self.num_envs):
+            start = max(self.cut[env], self.tail[env])
+            while start < self.head[env]:
+                slot = self.episode[env, start % self.capacity]
+                last = self.last[env, slot]
+                length = min(last - start, np.inf if seq_len == "full" else seq_len)
+                if self.running[env] and last == self.head[env] and length != seq_len:
+                    break                                              # still growing
+                if length > 0:
+                    starts.append(env * self.capacity + start % self.capacity)
+                start += length
+                if start == last and (last < self.head[env] or not self.running[env]):
+                    start += 1                                         # an ended episode's final row begins no step
+            self.cut[env] = start
+        if starts:
+            self.priority[np.array(starts)] = self.largest
+            self.count += len(starts)
+        return self.count
+
+    def sample(self, batch_size, seq_len=1, burn_in=0):
+        """Draw windows by priority until they hold at least `batch_size` real steps. Arguments as Buffer.sample."""
+        self.complete(seq_len)
+        draws, total = [], 0
+        while total < batch_size:
+            L = 50 if seq_len == "full" else seq_len
+            at = self.priority.draw(self.rng.random(-(-(batch_size - total) // L)))
+            env, place = np.divmod(at, self.capacity)
+            start = self.head[env] - (self.head[env] - place) % self.capacity      # the newest position that lies there
+            slot = self.episode[env, place]
+            length = np.minimum(self.last[env, slot] - start, np.inf if seq_len == "full" else seq_len).astype(np.int64)
+            draws.append(np.stack([env, start, length, slot]))
+            total += int(length.sum())
+        windows = np.concatenate(draws, 1)
+        enough = np.searchsorted(np.cumsum(windows[2]), batch_size) + 1
+        return self._gather(*windows[:, :enough], burn_in)
+
+    def importance(self, batch, exponent):
+        """Weights (B,) that undo the priorities' bias: (count * probability) ^ -exponent, the largest in the batch 1."""
+        probability = self.priority[batch.index[:, 0].numpy()] / self.priority.total
+        weight = (self.count * probability) ** -exponent
+        return torch.as_tensor(weight / weight.max(), dtype=batch.history.dtype, device=self.device)
+
+    def set_priority(self, batch, priority):
+        """Give a batch's windows new priorities (B,), positive numbers."""
+        priority = priority.cpu().double().numpy()
+        self.priority[batch.index[:, 0].numpy()] = priority
+        self.largest = max(self.largest, priority.max())
+
+
 # ---------------------------------------------------------------------- networks and losses
 
 def masked_mean(x, mask):

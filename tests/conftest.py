@@ -203,8 +203,9 @@ def make_off_policy(module, steps=60, size=400, seed=0, **flags):
 
 
 def make_buffer(agent, size=400, num_envs=2, seed=0):
-    return Buffer(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_size, num_envs, seed,
-                  agent.device, agent.cfg.stored_precision if hasattr(agent, "cfg") else "float32")
+    kind = getattr(sys.modules[type(agent).__module__], "BUFFER", Buffer)
+    return kind(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_size, num_envs, seed, agent.device,
+                agent.cfg.stored_precision if hasattr(agent, "cfg") else "float32")
 
 
 def spy(monkeypatch, thing, name):

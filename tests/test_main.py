@@ -34,9 +34,10 @@ SMALL = {
     "SAC": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4"],
     "A2C": ["--rollout_steps", "16", "--num_envs", "2"],
     "REINFORCE": ["--batch_size", "32"],
+    "R2D1": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4", "--n_steps", "1"],
     "PPO": ["--rollout_steps", "32", "--num_envs", "2", "--epochs", "2", "--batch_size", "16"],
 }
-SHORT = {"REINFORCE": "CartPole-v1"}                                    # learns at an episode's end: a short one's
+SHORT = {"REINFORCE": "CartPole-v1", "R2D1": "CartPole-v1"}             # learns at an episode's end; has discrete actions
 RECURRENT = ["--recurrent", "--core_size", "4", "--seq_len", "4"]
 
 
@@ -64,7 +65,8 @@ def evaluations(path):
 def weights(path):
     """All numbers of a saved agent, by name."""
     agent = torch.load(path, weights_only=True)["agent"]
-    return {f"{network}.{name}": tensor for network in ("actor", "critic") for name, tensor in agent[network].items()}
+    return {f"{network}.{name}": tensor for network in agent if network != "log_alpha"
+            for name, tensor in agent[network].items()}
 
 
 def same_weights(one, other):
@@ -453,7 +455,8 @@ def test_divergence_is_noticed(policy, tmp_path, capsys):
 # ---------------------------------------------------------------------- whole runs
 
 RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("SAC", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1"),
-        ("A2C", "Pendulum-v1"), ("A2C", "CartPole-v1"), ("REINFORCE", "Pendulum-v1"), ("REINFORCE", "CartPole-v1")]
+        ("A2C", "Pendulum-v1"), ("A2C", "CartPole-v1"), ("REINFORCE", "Pendulum-v1"), ("REINFORCE", "CartPole-v1"),
+        ("R2D1", "CartPole-v1")]
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)

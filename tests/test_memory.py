@@ -20,9 +20,11 @@ SOFT = [flag for flag in OFF_POLICY if flag not in ("--expl_noise", "0.5")]
 ON_POLICY = ["--rollout_steps", "64", "--num_envs", "8", "--lr", "3e-3", "--epochs", "10", "--eval_freq", "512"]
 A2C = ["--rollout_steps", "12", "--num_envs", "8", "--lr", "5e-3", "--eval_freq", "512"]
 REINFORCE = ["--batch_size", "192", "--lr", "1e-2", "--eval_freq", "512", "--max_timesteps", "30e3"]
+R2D1 = ["--start_timesteps", "300", "--expl_timesteps", "1500", "--batch_size", "64", "--replay_ratio", "32", "--lr", "5e-3",
+        "--target_freq", "50", "--n_steps", "1", "--eval_freq", "200"]
 CASES = [("TD3", "Cue-v0", OFF_POLICY), ("DDPG", "Cue-v0", OFF_POLICY), ("SAC", "Cue-v0", SOFT), ("PPO", "Cue-v0", ON_POLICY),
          ("PPO", "CueDiscrete-v0", ON_POLICY), ("A2C", "Cue-v0", A2C), ("A2C", "CueDiscrete-v0", A2C),
-         ("REINFORCE", "Cue-v0", REINFORCE), ("REINFORCE", "CueDiscrete-v0", REINFORCE)]
+         ("REINFORCE", "Cue-v0", REINFORCE), ("REINFORCE", "CueDiscrete-v0", REINFORCE), ("R2D1", "CueDiscrete-v0", R2D1)]
 
 
 class Solved(Exception):

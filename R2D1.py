@@ -1,0 +1,217 @@
+"""R2D1: deep Q-learning from prioritised sequences (R2D2 with one actor), recurrent and feed-forward, discrete actions.
+
+Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning", 2019 (R2D2); it joins double
+       Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016) and prioritised replay (Schaul et al. 2016).
+Run:   python main.py --policy R2D1 --env CartPole-v1 --observe positions --recurrent
+
+Deliberate differences from the paper:
+1. One actor, whose rate of random actions falls over the run, instead of 256 actors with a rate each. So priorities are not
+   computed by actors: a new window gets the largest there is, as in Schaul et al.
+2. Windows adjoin instead of overlapping by half: each stored step lies in exactly one, so that with --priority_exponent 0
+   every step is trained on equally often, as everywhere in this project. A window joins when it is complete or its episode
+   ends.
+3. n-step returns end with the window: its last steps look less far ahead, to the state after it. Feed-forward, a window is one
+   step, so returns are one-step ones.
+4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
+5. Its one network is actor and critic at once: it acts by its own Q-values. No reward is clipped; the networks are small.
+"""
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from cores import MemoryFlags, flag, make_core
+from utils import MLP, PrioritisedBuffer, adam, masked_mean, soft_update
+
+
+@dataclass
+class HyperParameters(MemoryFlags):
+    num_envs: int = flag(1, "environments stepped together")
+    start_timesteps: int = flag(1_000, "steps of random actions before training", low=0)
+    expl_rate: float = flag(0.05, "rate of random actions that exploration falls to", high=1)
+    expl_timesteps: int = flag(10_000, "steps over which it falls there from 1")
+    batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
+    replay_ratio: float = flag(64, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
+    memory_size: int = flag(1_000_000, "steps the replay buffer holds")
+    lr: float = flag(1e-3, "learning rate")
+    discount: float = flag(0.99, "discount factor gamma", high=1)
+    n_steps: int = flag(1, "rewards in a return before it bootstraps")
+    target_freq: int = flag(200, "updates between copies to the target network")
+    rescale: bool = flag(True, "learn a squashed value, h(x) = sign(x) (sqrt(|x| + 1) - 1) + 0.001 x")
+    priority_exponent: float = flag(0.9, "how much priorities count; 0: windows are drawn uniformly", high=1)
+    priority_max: float = flag(0.9, "a window's priority: this share of its largest error, the rest of its mean error", high=1)
+    importance_exponent: float = flag(0.6, "how much of the priorities' bias is corrected in the loss", high=1)
+    hidden_size: int = flag(128, "units of each hidden layer after the core")
+    hidden_layers: int = flag(2, "hidden layers after the core", low=0)
+    max_timesteps: int = flag(100_000, "steps in the environment, over all num_envs")
+
+
+# What changes where the network is recurrent
+RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5,
+                          hidden_layers=1)
+DISCRETE, CONTINUOUS = True, False
+BUFFER = PrioritisedBuffer
+UNUSED = {"critic_hidden": "its one network has one memory"}
+
+
+def check(config):
+    """Combinations of flags that make no sense here. Raises ValueError."""
+    if config["recurrent_actor"] != config["recurrent_critic"]:
+        raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
+    if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
+        raise ValueError(f"--n_steps {config['n_steps']}: a window of {config['seq_len']} steps holds no such return; "
+                         "choose a smaller one, or a larger --seq_len")
+
+
+class QNetwork(nn.Module):
+    """Q-values of every action: history (B, L, row) -> (B, L, actions)."""
+
+    def __init__(self, spec, cfg):
+        super().__init__()
+        self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
+        self.value = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, 1)
+        self.advantage = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, spec.action_dim)
+
+    def head(self, features, real=None):
+        advantage = self.advantage(features, real)[0]                           # (B, L, actions)
+        # Dueling: only differences between advantages mean anything, so their mean over the actions is zero
+        return self.value(features, real)[0] + advantage - advantage.mean(-1, keepdim=True)
+
+
+def squash(x, epsilon=1e-3):
+    """h(x): large values grow like their root, so that one learning rate suits returns of 1 and of 1000 (paper, section 2.3)."""
+    return x.sign() * ((x.abs() + 1).sqrt() - 1) + epsilon * x
+
+
+def unsquash(y, epsilon=1e-3):
+    """The x whose h(x) is y."""
+    root = (1 + 4 * epsilon * (y.abs() + 1 + epsilon)).sqrt()
+    return y.sign() * (((root - 1) / (2 * epsilon)).square() - 1)
+
+
+class R2D1:
+    def __init__(self, spec, cfg, seed=0, device="cpu"):
+        self.spec, self.cfg, self.device = spec, cfg, device
+        self.actor = self.critic = QNetwork(spec, cfg).to(device)
+        self.critic_target = copy.deepcopy(self.critic)
+        self.optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
+        self.squash, self.unsquash = (squash, unsquash) if cfg.rescale else (lambda x: x, lambda y: y)
+        self.hidden_size = self.critic.core.hidden_size
+        self.stored_hidden_size = self.hidden_size if cfg.hidden_init == "stored" else 0
+        self.rng = np.random.default_rng(seed)
+        self.steps, self.steps_trained, self.updates = 0, 0, 0
+
+    def buffer_size(self):
+        return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)            # rows: at most two a step
+
+    @torch.no_grad()
+    def act(self, history, hidden, explore=True):
+        """Act in N environments: history (N, row), hidden (N, hidden_size) -> action (one-hot), next_hidden, as numpy arrays.
+
+        The memory advances on every step, those with random actions included.
+        """
+        cfg = self.cfg
+        history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
+        features, next_hidden = self.critic.core(history, torch.as_tensor(hidden, device=self.device))
+        choice = self.critic.head(features)[:, 0].argmax(-1).cpu().numpy()      # (N,)
+        if explore:
+            fallen = min(1, max(0, self.steps - cfg.start_timesteps) / cfg.expl_timesteps)
+            rate = 1 - fallen * (1 - cfg.expl_rate)
+            random = self.rng.integers(self.spec.action_dim, size=choice.shape)
+            choice = np.where(self.rng.random(choice.shape) < rate, random, choice)
+            self.steps += len(choice)
+        action = np.eye(self.spec.action_dim, dtype=np.float32)[choice]         # (N, actions)
+        return action, next_hidden.cpu().numpy()
+
+    def ready(self, buffer):
+        """Is an update due? As many as keep `replay_ratio` steps trained on per step in the environment."""
+        due = (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
+        return due and buffer.complete(self.cfg.seq_len)                        # is there a window yet?
+
+    def burn_in(self, network, batch):
+        """A network's start states at the windows' first step, (B, hidden_size), without gradient."""
+        hidden = batch.hidden if self.cfg.hidden_init == "stored" else \
+            batch.history.new_zeros(len(batch.history), self.hidden_size)
+        return network.core.burn_in(batch.past, batch.past_length, hidden)
+
+    def train(self, buffer):
+        """One update."""
+        cfg = self.cfg
+        self.updates += 1
+
+        # Sample windows of stored steps, those with a large error more often
+        batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
+        B, L = batch.mask.shape[:2]
+        history, mask = batch.history, batch.mask                               # (B, L + 1, row), (B, L, 1)
+        self.steps_trained += batch.steps
+        # The heads run over the windows' states and their last next state, and skip padding
+        seen = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)               # (B, L + 1, 1)
+        real = None if seen.all() else seen.flatten().nonzero()[:, 0]
+
+        # Burn in: start states of both networks at the windows' first step
+        hidden, target_hidden = self.burn_in(self.critic, batch), self.burn_in(self.critic_target, batch)
+
+        # Unroll once over the windows' states and their last next state
+        features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
+        Q = self.critic.head(features, real)                                    # (B, L + 1, actions)
+
+        with torch.no_grad():
+            # Unroll the target network over the same
+            target_features, _ = self.critic_target.core(history, target_hidden)
+
+            # Double Q: the action that the online network would choose, valued by the target network
+            next_action = Q.argmax(-1, keepdim=True)                            # (B, L + 1, 1)
+            next_Q = self.critic_target.head(target_features, real).gather(-1, next_action)
+            next_Q = self.unsquash(next_Q)                                      # (B, L + 1, 1)
+
+            # Look n steps ahead, but no further than the state after the window's last step
+            length = mask.sum(1, keepdim=True)                                  # (B, 1, 1)
+            step = torch.arange(L, device=self.device)[None, :, None]           # (1, L, 1)
+            ahead = torch.minimum(step + cfg.n_steps, length)                   # (B, L, 1), an index into L + 1 states
+            not_done = batch.not_done.gather(1, ahead - 1)                      # an episode terminates at a window's end only
+
+            # Compute the n-step return
+            reward, rewards = torch.where(mask, batch.reward, 0), torch.zeros_like(batch.reward)
+            for k in range(min(cfg.n_steps, L)):
+                rewards[:, :L - k] += cfg.discount ** k * reward[:, k:]
+
+            # Compute the target Q value
+            target_Q = rewards + not_done * cfg.discount ** (ahead - step) * next_Q.gather(1, ahead)
+            target_Q = self.squash(target_Q)                                    # (B, L, 1)
+
+        # Get the current Q estimates
+        current_Q = (Q[:, :-1] * batch.action).sum(-1, keepdim=True)            # (B, L, 1): the action is one-hot
+        error = target_Q - current_Q
+        assert current_Q.shape == target_Q.shape == (B, L, 1)
+
+        # Compute the loss, each window weighed by how much too often it is drawn
+        weight = buffer.importance(batch, cfg.importance_exponent)[:, None, None]       # (B, 1, 1)
+        critic_loss = masked_mean(weight * error.square(), mask)
+
+        # Optimize the network
+        self.optimizer.zero_grad()
+        critic_loss.backward()
+        self.optimizer.step()
+
+        # Renew the windows' priorities: a mix of the largest and the mean error
+        size = torch.where(mask, error.detach().abs(), 0)
+        priority = cfg.priority_max * size.amax((1, 2)) + (1 - cfg.priority_max) * size.sum((1, 2)) / length[:, 0, 0]   # (B,)
+        buffer.set_priority(batch, (priority + 1e-6) ** cfg.priority_exponent)  # none is zero: it would never be drawn again
+
+        # Let the target network follow
+        if self.updates % cfg.target_freq == 0:
+            soft_update(self.critic, self.critic_target, 1)
+
+        # Refresh the stored hidden states of these windows with the new weights
+        if cfg.hidden_refresh:
+            buffer.write_hidden(batch, self.critic.core.states(history, hidden))
+        return {"critic_loss": critic_loss.detach()}
+
+    def state_dict(self):
+        return {"critic": self.critic.state_dict()}
+
+    def load_state_dict(self, state):
+        for network in (self.critic, self.critic_target):
+            network.load_state_dict(state["critic"])

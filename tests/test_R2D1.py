@@ -1,0 +1,290 @@
+"""R2D1 against the papers' equations, written a second time; its prioritised windows; what it shares with the others."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import DISCRETE_SPEC, RECURRENT, Plain, make_agent, make_off_policy, poison, spy
+from scipy import stats
+
+import main
+import R2D1
+from R2D1 import squash, unsquash
+from utils import PrioritisedBuffer, SumTree
+
+STORED = dict(**RECURRENT, hidden_init="stored")
+FLAGS = [dict(hidden_layers=0), dict(hidden_layers=2, rescale=False),
+         dict(**RECURRENT, seq_len=5, n_steps=3), dict(**RECURRENT, seq_len=5, n_steps=5, burn_in=3, core="gru"),
+         dict(**STORED, seq_len=4, n_steps=2, burn_in=3), dict(**STORED, seq_len=1, memory_input="obs"),
+         dict(**STORED, seq_len="full", n_steps=4, rescale=False, memory_input="obs_action_reward")]
+
+
+def filled(**flags):
+    return make_off_policy(R2D1, spec=DISCRETE_SPEC, **{"expl_timesteps": 1, "expl_rate": 0.5, "target_freq": 2, **flags})
+
+
+class PlainQ(Plain):
+    """The Q-network rebuilt from torch.nn's parts."""
+
+    def __init__(self, network):
+        super().__init__(SimpleNamespace(core=network.core, mlp=network.value))
+        self.heads.extend(Plain(SimpleNamespace(core=network.core, mlp=network.advantage)).heads)
+
+    def values(self, rows, hidden):
+        """A list of Q-values (actions,), one per row."""
+        features, _ = self.unroll(rows, hidden)
+        advantages = [self.heads[1](f)[0] for f in features]
+        return [self.heads[0](f)[0] + a - sum(a) / len(a) for f, a in zip(features, advantages)]
+
+    def distance(self, network):
+        return max((a - b).abs().max().item() for a, b in zip(self.parameters(), PlainQ(network).parameters(), strict=True))
+
+
+class PlainR2D1:
+    """One window after the other, one step at a time; priorities in a dictionary, by the first step of each window."""
+
+    def __init__(self, agent, game):
+        self.agent, self.cfg = agent, agent.cfg
+        self.critic, self.target = PlainQ(agent.critic), PlainQ(agent.critic)
+        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=self.cfg.lr)
+        self.updates, self.priorities = 0, {}
+        for key, t, _ in cut(game, self.cfg.seq_len):
+            self.priorities[*key, t] = 1.0
+
+    def update(self, windows):
+        cfg = self.cfg
+        h, h_inverse = (squash, unsquash) if cfg.rescale else (lambda x: x, lambda x: x)
+        self.updates += 1
+        keys = [(steps[0].env, steps[0].episode, steps[0].t) for _, steps in windows]
+        total = sum(self.priorities.values())
+        weights = np.array([(len(self.priorities) * self.priorities[key] / total) ** -cfg.importance_exponent for key in keys])
+        weights /= weights.max()
+        loss, count, renewed = 0, 0, {}
+        for (past, steps), key, weight in zip(windows, keys, weights):
+            hidden = torch.as_tensor((past + steps)[0].hidden[None]) if cfg.hidden_init == "stored" else \
+                torch.zeros(1, self.agent.hidden_size)
+            with torch.no_grad():
+                warm, target_warm = (net.unroll([s.row for s in past], hidden)[1] for net in (self.critic, self.target))
+            rows = [s.row for s in steps] + [steps[-1].next_row]
+            Q = self.critic.values(rows, warm)
+            with torch.no_grad():
+                target_Q = self.target.values(rows, target_warm)
+            errors = []
+            for t, step in enumerate(steps):
+                end = min(t + cfg.n_steps, len(steps))
+                y = sum(cfg.discount ** (j - t) * float(steps[j].reward) for j in range(t, end))
+                if not steps[end - 1].terminated:
+                    y += cfg.discount ** (end - t) * h_inverse(target_Q[end][Q[end].argmax()])
+                errors.append(h(torch.as_tensor(y)).detach() - Q[t][step.action.argmax()])
+            loss += weight * sum(e ** 2 for e in errors)
+            count += len(errors)
+            sizes = [abs(e.item()) for e in errors]
+            mixed = cfg.priority_max * max(sizes) + (1 - cfg.priority_max) * np.mean(sizes)
+            renewed[key] = (mixed + 1e-6) ** cfg.priority_exponent
+        loss = loss / count
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.priorities.update(renewed)
+        if self.updates % cfg.target_freq == 0:
+            self.target.load_state_dict(self.critic.state_dict())
+        return loss.item()
+
+
+def cut(game, seq_len, stored=None):
+    """The windows that there should be: ((env, episode), first step, length). A running episode's incomplete one is not."""
+    episodes = {}
+    for step in stored or game.record:
+        episodes.setdefault((step.env, step.episode), []).append(step)
+    for key, steps in episodes.items():
+        ended = steps[-1].terminated or steps[-1].truncated
+        L = len(steps) if seq_len == "full" else seq_len
+        for start in range(0, len(steps), max(L, 1)):
+            length = min(L, len(steps) - start)
+            if ended or (length == L and seq_len != "full"):
+                yield key, steps[start].t, length
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(str(v) for v in flags.values()))
+def test_update_is_plain_r2d1(float64, monkeypatch, flags):
+    """Double Q, dueling, n-step returns, rescaling, burn-in, importance weights, priorities: over five updates."""
+    agent, buffer, game = filled(lr=3e-3, **flags)
+    plain, initial = PlainR2D1(agent, game), PlainQ(agent.critic)
+    batches = spy(monkeypatch, buffer, "sample")
+    for _ in range(5):
+        loss = agent.train(buffer)["critic_loss"].item()
+        assert loss == pytest.approx(plain.update(game.windows(batches[-1], agent.cfg.burn_in)), abs=1e-6)
+        assert plain.critic.distance(agent.critic) < 1e-6 and plain.target.distance(agent.critic_target) < 1e-6
+    assert initial.distance(agent.critic) > 1e-3
+    kept = buffer.priority.nodes[buffer.priority.base:]
+    assert sorted(kept[kept > 0]) == pytest.approx(sorted(plain.priorities.values()), abs=1e-6)
+    assert buffer.count == len(plain.priorities) and len(set(plain.priorities.values())) > 5
+
+
+def test_squash():
+    x = torch.tensor([-1e4, -3.0, -0.1, 0.0, 0.5, 1e4], dtype=torch.float64)
+    assert torch.allclose(unsquash(squash(x)), x)
+    assert squash(torch.tensor(8.0)).item() == pytest.approx(2.008)    # sqrt(9) - 1 + 0.008
+
+
+# ---------------------------------------------------------------------- prioritised windows
+
+def test_sum_tree():
+    rng, tree, values = np.random.default_rng(0), SumTree(37), np.zeros(37)
+    for _ in range(50):
+        leaves = rng.choice(37, rng.integers(1, 5), replace=False)
+        values[leaves] = rng.random(len(leaves)) * (rng.random(len(leaves)) < 0.7)
+        tree[leaves] = values[leaves]
+        assert np.array_equal(tree[np.arange(37)], values) and tree.total == pytest.approx(values.sum())
+    drawn = np.bincount(tree.draw(rng.random(40_000)), minlength=37)
+    assert np.all(drawn[values == 0] == 0) and drawn.sum() == 40_000
+    expected = values[values > 0] / values.sum() * 40_000
+    assert stats.chisquare(drawn[values > 0], expected).pvalue > 1e-3
+    assert values[tree.draw(np.array([0.0, 1 - 1e-16]))].min() > 0    # the ends too
+
+
+@pytest.mark.parametrize("size", [400, 50, 16])
+@pytest.mark.parametrize("seq_len", [1, 4, "full"])
+def test_windows_partition_what_is_stored(seq_len, size):
+    """At every single step, wrapped around or not: each stored step lies in one window at most, and only those of a running
+    window's and of one whose first row is gone lie in none."""
+    agent, buffer, game = filled(steps=0, size=size, **RECURRENT, seq_len=seq_len)
+    for _ in range(120):
+        game.play(1)
+        count = buffer.complete(seq_len)
+        leaves = np.flatnonzero(buffer.priority.nodes[buffer.priority.base:])
+        assert count == len(leaves)
+        if size == 400 and seq_len != "full" or count == 0:
+            continue
+        batch = buffer.sample(100, seq_len)
+        stored = {(s.env, s.episode, s.t) for s in game.stored()}
+        owner = {}
+        for _, steps in game.windows(batch):
+            for step in steps:
+                assert (step.env, step.episode, step.t) in stored
+                assert owner.setdefault((step.env, step.episode, step.t), steps[0].t) == steps[0].t
+    expected = {(*key, t) for key, t, _ in cut(game, seq_len)}
+    if size == 400:
+        assert buffer.count == len(expected)
+    else:
+        assert len(game.stored()) < len(game.record) and 0 < buffer.count < len(expected)
+
+
+def test_priorities_decide_what_is_drawn():
+    agent, buffer, game = filled(**RECURRENT, seq_len=4)
+    first = buffer.sample(4, 4)
+    buffer.set_priority(first, torch.full((len(first.mask),), 1e4))
+    drawn = [int(buffer.sample(1, 4).index[0, 0]) for _ in range(50)]
+    assert drawn.count(int(first.index[0, 0])) > 45
+    # One that joins later gets as large a priority
+    before = set(np.flatnonzero(buffer.priority.nodes[buffer.priority.base:]))
+    game.play(8)
+    buffer.complete(4)
+    new = sorted(set(np.flatnonzero(buffer.priority.nodes[buffer.priority.base:])) - before)
+    assert new and np.all(buffer.priority[np.array(new)] == 1e4)
+
+
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_without_priorities_every_step_is_sampled_equally_often(burn_in):
+    agent, buffer, game = filled(**RECURRENT, seq_len=4, priority_exponent=0, burn_in=burn_in)
+    for _ in range(5):
+        agent.train(buffer)                                            # sets priorities: all to 1
+    counts = {}
+    windows = {(*key, t): length for key, t, length in cut(game, 4)}
+    for _ in range(3000):
+        _, steps = game.windows(buffer.sample(1, 4, burn_in), burn_in)[0]
+        key = steps[0].env, steps[0].episode, steps[0].t
+        assert len(steps) == windows[key]
+        counts[key] = counts.get(key, 0) + 1
+    assert counts.keys() == windows.keys() and stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_memory_needed():
+    buffer = PrioritisedBuffer(1000, 3, 2, 4)
+    parts = buffer.rows, buffer.hidden, buffer.episode, buffer.first, buffer.last, buffer.priority.nodes
+    assert sum(part.nbytes for part in parts) == pytest.approx(PrioritisedBuffer.bytes_needed(1000, 3, 2, 4), rel=0.01)
+
+
+# ---------------------------------------------------------------------- hidden states and exploration
+
+@pytest.mark.parametrize("size, steps", [(400, 60), (60, 80)], ids=["not yet full", "wrapped around"])
+def test_nan_outside_the_windows_changes_nothing(size, steps, monkeypatch):
+    flags = dict(**STORED, seq_len=4, burn_in=2, n_steps=3, size=size, steps=steps)
+    (one, buffer, _), (other, poisoned, _) = filled(**flags), filled(**flags)
+    batch = buffer.sample(24, 4, 2)
+    poison(poisoned, poisoned.sample(24, 4, 2))
+    for b in (buffer, poisoned):
+        b.rng = np.random.default_rng(7)
+    index = batch.index
+    for agent, source in ((one, buffer), (other, poisoned)):
+        fields = source._gather(*regather(source, index, batch), 2)
+        monkeypatch.setattr(source, "sample", lambda *_, fields=fields: fields)
+        agent.train(source)
+    assert all(torch.equal(a, b) for a, b in zip(one.critic.parameters(), other.critic.parameters()))
+    assert not poisoned.rows.isfinite().all() and all(p.isfinite().all() for p in other.critic.parameters())
+
+
+def regather(buffer, index, batch):
+    """What _gather needs to collect a batch's windows once more: env, start, length, slot."""
+    env, place = np.divmod(index[:, 0].numpy(), buffer.capacity)
+    start = buffer.head[env] - (buffer.head[env] - place) % buffer.capacity
+    return env, start, batch.mask[..., 0].sum(1).numpy(), buffer.episode[env, place]
+
+
+def test_stored_hidden_reproduces_the_next():
+    """Every stored row, read with the agent's own weights, leads to the memory stored with the next row."""
+    agent, buffer, _ = filled(**STORED, seq_len=4)
+    episodes, network = buffer.windows("full"), PlainQ(agent.critic)
+    stored = buffer.hidden[episodes.index]
+    assert stored[:, 1].abs().min() > 0
+    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask[..., 0]):
+        for t in range(int(mask.sum())):
+            assert torch.allclose(network.remember(rows[t:t + 1], hidden[t:t + 1])[1][0], hidden[t + 1], atol=1e-5)
+
+
+def test_hidden_refresh_writes_recomputed_states(monkeypatch):
+    agent, buffer, _ = filled(**STORED, seq_len=4, hidden_refresh=True, lr=0.1)
+    before, batches = buffer.hidden.clone(), spy(monkeypatch, buffer, "sample")
+    agent.train(buffer)
+    batch, network = batches[-1], PlainQ(agent.critic)
+    rows = batch.history[0, :2]
+    hidden = before[batch.index[0, 0]][None]
+    for k in range(1 + int(batch.mask[0].sum() > 1)):
+        assert torch.allclose(buffer.hidden[batch.index[0, k]], hidden[0], atol=1e-6)
+        hidden = network.remember(rows[k:k + 1], hidden)[1]
+    assert not torch.equal(buffer.hidden, before)
+
+
+def test_exploration():
+    """Random at first, then less and less so; greedy when evaluating."""
+    agent = make_agent(R2D1, spec=DISCRETE_SPEC, start_timesteps=1000, expl_timesteps=1000, expl_rate=0.1)
+    row, hidden = np.ones((2, 6), np.float32), np.zeros((2, 0), np.float32)
+    greedy = agent.act(row, hidden, explore=False)[0]
+    assert agent.steps == 0 and greedy.dtype == np.float32 and np.array_equal(greedy.sum(1), [1, 1])
+
+    def share(steps):
+        return np.mean([np.array_equal(a, g) for _ in range(steps // 2) for a, g in zip(agent.act(row, hidden)[0], greedy)])
+    assert share(1000) == pytest.approx(0.5, abs=0.06)                 # of two actions
+    assert share(1000) == pytest.approx(0.725, abs=0.06)               # rate falling from 1 to 0.1
+    assert agent.steps == 2000 and share(2000) == pytest.approx(0.95, abs=0.02)
+
+
+def test_waits_for_a_window():
+    """No update while no window is complete, however many are due."""
+    agent, buffer, game = filled(**RECURRENT, seq_len="full", steps=1, batch_size=1)
+    assert agent.ready(buffer) == (buffer.count > 0)
+    long = make_agent(R2D1, spec=DISCRETE_SPEC, start_timesteps=0, batch_size=1, seq_len="full", **RECURRENT)
+    long.steps = 10
+    assert not long.ready(PrioritisedBuffer(100, 3, 2, 0))
+
+
+@pytest.mark.parametrize("argv, words", [
+    ("--recurrent_actor", ["one network", "--recurrent"]), ("--no-recurrent_critic --recurrent", ["one network"]),
+    ("--n_steps 3", ["--n_steps 3", "1 steps"]), ("--recurrent --seq_len 4", ["--n_steps 5", "4 steps"]),
+    ("--recurrent --critic_hidden zero", ["--critic_hidden", "one memory"]), ("--env Pendulum-v1", ["discrete", "TD3"])])
+def test_bad_input(argv, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--policy", "R2D1", "--env", "CartPole-v1", "--results_dir", str(tmp_path / "x"), *argv.split()])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
+    assert not (tmp_path / "x").exists()
