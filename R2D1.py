@@ -58,7 +58,8 @@ UNUSED = {"critic_hidden": "its one network has one memory"}
 
 def check(config):
     """Combinations of flags that make no sense here. Raises ValueError."""
-    if config["recurrent_actor"] != config["recurrent_critic"]:
+    actor_remembers, critic_remembers = config["recurrent_actor"], config["recurrent_critic"]
+    if actor_remembers != critic_remembers:
         raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
     if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
         raise ValueError(f"--n_steps {config['n_steps']}: a window of {config['seq_len']} steps holds no such return; "

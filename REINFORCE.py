@@ -48,7 +48,8 @@ UNUSED = {"hidden_refresh": "episodes are forgotten after their one update, noth
 
 def check(config):
     """Combinations of flags that make no sense here. Raises ValueError."""
-    if config["recurrent_critic"] and not config["baseline"]:
+    critic_remembers, baseline = config["recurrent_critic"], config["baseline"]
+    if critic_remembers and not baseline:
         raise ValueError("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, "
                          "or drop --recurrent_critic")
     if config["batch_size"] > config["memory_size"]:

@@ -65,7 +65,7 @@ def evaluations(path):
 def weights(path):
     """All numbers of a saved agent, by name."""
     agent = torch.load(path, weights_only=True)["agent"]
-    return {f"{network}.{name}": tensor for network in agent if network != "log_alpha"
+    return {f"{network}.{name}": tensor for network in ("actor", "critic") if network in agent
             for name, tensor in agent[network].items()}
 
 
