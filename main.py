@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import random
-import re
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
-from utils import Buffer, fail, load_checkpoint, save_checkpoint
+from utils import Buffer, Parser, fail, load_checkpoint, save_checkpoint
 
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1"]            # a new algorithm: one file, one entry here
 
@@ -59,15 +58,6 @@ class RunFlags:
 
 
 # ---------------------------------------------------------------------- flags
-
-class Parser(argparse.ArgumentParser):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
-
-    def error(self, message):
-        fail(message + " (--help lists all flags)")
-
 
 def whole_number(text):
     """An integer, also written 1e6."""

@@ -33,7 +33,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
-from utils import fail
+from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
@@ -305,7 +305,7 @@ def print_table(rows):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", default="results", help="where main.py wrote [results]")
     parser.add_argument("--plots_dir", default="plots", help="where figures and summary.csv go [plots]")
     args = parser.parse_args(argv)

@@ -1,5 +1,7 @@
-"""Mechanism that every algorithm shares: the buffer of sequences, masked means, network heads, optimizers, checkpoints."""
+"""Mechanism that every algorithm shares: buffers of sequences, masked means, network heads, optimizers, checkpoints."""
+import argparse
 import os
+import re
 import sys
 import zipfile
 from typing import NamedTuple
@@ -445,3 +447,14 @@ def fail(message):
     """Bad input: one line on stderr, exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command lines whose errors are one line."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
+
+    def error(self, message):
+        fail(message + " (--help lists all flags)")

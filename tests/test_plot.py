@@ -339,3 +339,9 @@ def test_a_run_of_ones_own_takes_the_place_of_the_reference(results, capsys):
     runs = plot.read_results(str(results))
     assert sorted((run.config["seed"], run.curve[0]) for run in runs) == [(0, 5.0), (1, 2.0)]
     assert "repeats the flags" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot.main(["--nonsense"])
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: unrecognized arguments: --nonsense (--help lists all flags)\n"
