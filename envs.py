@@ -1,4 +1,4 @@
-"""Environments: any Gymnasium id with a one-axis Box observation, what the agent gets to see of it, and vectorising.
+"""Environments: any Gymnasium id with a one-axis Box or a discrete observation, what the agent sees of it, and vectorising.
 
 Partial observability (they combine, in this order; all noise comes from the environment's own seeded generator):
 
@@ -7,7 +7,10 @@ Partial observability (they combine, in this order; all noise comes from the env
     --sensor_dropout P               each entry is zero with probability P
     --flicker P                      the whole observation is zero with probability P
 
-A memory task ships with the project: Cue10-v0 and its kin, see Cue.
+A memory task ships with the project: Cue10-v0 and its kin, see Cue. POPGym's (popgym-RepeatPreviousEasy-v0 ...) run where
+that package is installed.
+
+Observations that are discrete, or several discrete numbers, are seen one-hot, side by side.
 
 Actions: an agent always acts in [-1, 1]^n, scaled here to the environment's own, possibly asymmetric, bounds. For a
 discrete environment it acts with a one-hot vector, so that buffer and memory treat both alike.
@@ -15,6 +18,7 @@ discrete environment it acts with a one-hot vector, so that buffer and memory tr
 import contextlib
 import ctypes
 import difflib
+import importlib
 import os
 import sys
 from functools import partial
@@ -39,6 +43,11 @@ KEEP = {
     "InvertedDoublePendulumBulletEnv-v0": ([0, 2, 3, 4, 6, 7], [1, 5, 8]),
     "ReacherBulletEnv-v0": ([0, 1, 2, 3, 4, 5, 7], []),
 }
+
+
+# What registers its ids only when it is imported: a part of the id, the module, the package that brings it
+REGISTERED_BY = [("Bullet", "pybullet_envs_gymnasium", "pybullet-envs-gymnasium"), ("popgym-", "popgym", "popgym")]
+DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
 
 
 class EnvSpec(NamedTuple):
@@ -163,8 +172,12 @@ def make_env(env_id, **observation):
     """
     try:
         with quiet():
-            if "Bullet" in env_id:
-                import pybullet_envs_gymnasium  # noqa: F401  (registers the ids)
+            for part, module, package in REGISTERED_BY:
+                if part in env_id:
+                    try:
+                        importlib.import_module(module)
+                    except ModuleNotFoundError:
+                        raise ImportError(f"it needs a package; pip install {package}") from None
             env = gym.make(env_id)
             env.reset(seed=0)                                          # connects; on Ant the first one differs from later ones
     except Exception as error:                                         # its own code may raise anything
@@ -175,10 +188,12 @@ def make_env(env_id, **observation):
         near = difflib.get_close_matches(env_id, list(gym.registry), 3, 0.4)
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None
+    if isinstance(env.observation_space, DISCRETE_SPACES):
+        env = gym.wrappers.FlattenObservation(env)                     # one-hot
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise ValueError(f"{env_id}: its observation is {type(space).__name__}{getattr(space, 'shape', None) or ''}; "
-                         "only a Box of one axis can be used")
+                         "only a Box of one axis, or discrete numbers, can be used")
     if isinstance(actions, gym.spaces.Discrete):
         env = OneHotAction(env)
     elif isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1 and actions.is_bounded():

@@ -61,6 +61,16 @@ class Noisy(Counter):
         super().__init__()
 
 
+class Symbols(Counter):
+    """Observes symbols instead of numbers."""
+
+    def observe(self):
+        if isinstance(self.observation_space, gym.spaces.Discrete):
+            return 3 + self.t % 5
+        symbols = self.t % 4, self.t % 3
+        return symbols if isinstance(self.observation_space, gym.spaces.Tuple) else np.array(symbols)
+
+
 def box(low, high, shape=None):
     return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32), shape, np.float32)
 
@@ -70,7 +80,6 @@ TOYS = {
     "TestTerminates-v0": dict(terminates=True),
     "TestImage-v0": dict(observation_space=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)),
     "TestDict-v0": dict(observation_space=gym.spaces.Dict(x=gym.spaces.Box(-1, 1, (2,)))),
-    "TestDiscreteObservation-v0": dict(observation_space=gym.spaces.Discrete(5)),
     "TestMultiDiscrete-v0": dict(action_space=gym.spaces.MultiDiscrete([3] * 100)),
     "TestUnbounded-v0": dict(action_space=gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)),
     "TestActionMatrix-v0": dict(action_space=gym.spaces.Box(-1, 1, (2, 2), np.float32)),
@@ -80,6 +89,10 @@ TOYS = {
 for env_id, kwargs in TOYS.items():
     gym.register(env_id, Counter, kwargs=kwargs, disable_env_checker=True)
 gym.register("TestNoisy-v0", Noisy, disable_env_checker=True)
+gym.register("TestSymbol-v0", Symbols, kwargs=dict(observation_space=gym.spaces.Discrete(5, start=3)))
+gym.register("TestSymbols-v0", Symbols, kwargs=dict(observation_space=gym.spaces.MultiDiscrete([4, 3])))
+gym.register("TestPair-v0", Symbols,
+             kwargs=dict(observation_space=gym.spaces.Tuple([gym.spaces.Discrete(4), gym.spaces.Discrete(3)])))
 gym.register("TestLimited-v0", Counter, max_episode_steps=7, kwargs=dict(length=100))
 
 
@@ -333,6 +346,39 @@ def test_hopper_is_truncated_after_1000_steps(monkeypatch):
         assert not terminated and truncated == (t == 1000)
 
 
+# ---------------------------------------------------------------------- discrete observations
+
+@pytest.mark.parametrize("env_id,sizes", [("TestSymbol-v0", [5]), ("TestSymbols-v0", [4, 3]), ("TestPair-v0", [4, 3])])
+def test_discrete_observations_are_seen_one_hot(env_id, sizes):
+    env = make_env(env_id)
+    assert env_spec(env).state_dim == sum(sizes)
+    state, _ = env.reset()
+    for t in range(5):
+        expected = np.concatenate([np.eye(size)[t % size] for size in sizes])
+        np.testing.assert_array_equal(state, expected)
+        assert state.dtype == np.float32
+        state, *_ = env.step(np.zeros(1))
+
+
+@pytest.mark.parametrize("env_id,state_dim,discrete", [
+    ("popgym-RepeatFirstEasy-v0", 4, True), ("popgym-AutoencodeEasy-v0", 6, True),
+    ("popgym-PositionOnlyCartPoleEasy-v0", 2, True), ("popgym-PositionOnlyPendulumEasy-v0", 2, False)])
+def test_popgym(env_id, state_dim, discrete):
+    pytest.importorskip("popgym")
+    env = make_env(env_id)
+    spec = env_spec(env)
+    assert (spec.state_dim, spec.discrete) == (state_dim, discrete)
+    state, _ = env.reset(seed=0)
+    state, *_ = env.step(np.eye(spec.action_dim)[0])
+    assert state.shape == (state_dim,) and state.dtype == np.float32
+
+
+def test_package_that_registers_an_environment_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "popgym", None)
+    with pytest.raises(ValueError, match="^popgym-RepeatFirstEasy-v0 cannot be made: .*pip install popgym$"):
+        make_env("popgym-RepeatFirstEasy-v0")
+
+
 # ---------------------------------------------------------------------- clear errors
 
 @pytest.mark.parametrize("env_id,words", [
@@ -349,7 +395,6 @@ def test_hopper_is_truncated_after_1000_steps(monkeypatch):
     ("TestNoisy-v0", ["TestNoisy-v0 cannot be made: two lines"]),
     ("TestImage-v0", ["observation is Box(8, 8, 3)", "only a Box of one axis"]),
     ("TestDict-v0", ["observation is Dict", "only a Box of one axis"]),
-    ("TestDiscreteObservation-v0", ["observation is Discrete", "only a Box of one axis"]),
     ("TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box of one axis"]),
     ("TestUnbounded-v0", ["its actions are Box(-inf, inf, (2,), float32)", "only Discrete or a bounded Box"]),
     ("TestActionMatrix-v0", ["its actions are Box(-1.0, 1.0, (2, 2), float32)", "only Discrete or a bounded Box"]),
