@@ -44,7 +44,7 @@ class HyperParameters(MemoryFlags):
 
 
 # What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32, hidden_layers=1)
+RECURRENT_DEFAULTS = dict(seq_len=32)
 DISCRETE = False
 
 

@@ -30,6 +30,7 @@ from utils import Buffer  # noqa: E402
 
 S, A = 15, 3
 ENV = "HopperBulletEnv-v0"
+SMALL = "--recurrent --hidden_layers 1 --batch_size 256"
 
 
 # ---------------------------------------------------------------------- what is timed
@@ -245,8 +246,8 @@ def ppo_work(num_envs, batch_size, peers):
 
 
 def end_to_end_work():
-    go = loop("--policy TD3 --recurrent --core_size 256 --seq_len 1 --hidden_init stored --batch_size 100 --replay_ratio 100 "
-              "--start_timesteps 500")
+    go = loop("--policy TD3 --recurrent --core_size 256 --hidden_layers 1 --seq_len 1 --hidden_init stored --batch_size 100 "
+              "--replay_ratio 100 --start_timesteps 500")
     go(500)
     return {"this project": lambda: go(200)}, "steps/s", 200
 
@@ -260,7 +261,8 @@ WORKS = {
             lambda p: update_work("--recurrent --core mingru --core_size 128 --seq_len 64 --batch_size 2048 --hidden_layers 2",
                                   p)),
     "W3": ("recurrent TD3: 100 windows x 1, stored states, LSTM 256, 256",
-           lambda p: update_work("--recurrent --core_size 256 --seq_len 1 --hidden_init stored --batch_size 100", p)),
+           lambda p: update_work("--recurrent --core_size 256 --hidden_layers 1 --seq_len 1 --hidden_init stored "
+                                 "--batch_size 100", p)),
     "W4": ("feed-forward TD3: batch 256, 256-256", lambda p: update_work("--batch_size 256", p)),
     "W5": ("recurrent PPO on Hopper, LSTM 128: 1 environment x 2048, batch 64", lambda p: ppo_work(1, 64, p)),
     "W5b": ("8 environments x 256, batch 128", lambda p: ppo_work(8, 128, p)),
@@ -270,9 +272,9 @@ WORKS = {
     "W7": ("sampling 32 x 64 from 100k steps", lambda p: sample_work(100_000)),
     "W7b": ("sampling 32 x 64 from 1M steps", lambda p: sample_work(1_000_000)),
     "W8": ("end to end, one update of W3 per step in Hopper", lambda p: end_to_end_work()),
-    "W10": ("recurrent TD3, small: LSTM 64, 8 windows x 32, 256", lambda p: update_work("--recurrent --batch_size 256", p)),
-    "W10g": ("the same with GRU 64", lambda p: update_work("--recurrent --core gru --batch_size 256", p)),
-    "W10m": ("the same with minGRU 64", lambda p: update_work("--recurrent --core mingru --batch_size 256", p)),
+    "W10": ("recurrent TD3, small: LSTM 64, 8 windows x 32, 256", lambda p: update_work(SMALL, p)),
+    "W10g": ("the same with GRU 64", lambda p: update_work(SMALL + " --core gru", p)),
+    "W10m": ("the same with minGRU 64", lambda p: update_work(SMALL + " --core mingru", p)),
 }
 
 
