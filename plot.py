@@ -254,8 +254,8 @@ def caption(groups, shared, delta_q):
         f"{', none with one seed' if 1 in seeds else ''}{', too narrow with fewer than five' if {2, 3, 4} & seeds else ''}.")
     point = f"mean undiscounted return of evaluation episodes without exploration ({span([r.episodes for r in runs])} per seed)"
     if delta_q:
-        point = ("Delta-Q (Kapturowski et al. 2019), how far the critic's values from the state that training starts a window with "
-                 "are from those with the state unrolled over the whole episode, over the largest value; mean over windows")
+        point = ("Delta-Q (Kapturowski et al. 2019), how far the critic's values from the state that training starts a window "
+                 "with are from those with the state unrolled over the whole episode, over the largest value; mean over windows")
     text += (f" A point: {point}, not smoothed. {'Last measurement' if delta_q else 'Length of the runs'}: "
              f"{span([max(run.curve) for run in runs], short)} environment steps.")
     if any(max(run.curve) > g.steps[-1] for g in groups for run in g.runs):
