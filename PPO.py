@@ -231,6 +231,10 @@ class PPO:
         nn.utils.clip_grad_norm_(network.parameters(), self.cfg.max_grad_norm)
         optimizer.step()
 
+    def values(self, features, batch):
+        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        return self.critic.mlp(features, batch.real)[0]
+
     def state_dict(self):
         return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict(), "return_scale": float(self.return_scale)}
 

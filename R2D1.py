@@ -210,6 +210,10 @@ class R2D1:
             buffer.write_hidden(batch, self.critic.core.states(history, hidden))
         return {"critic_loss": critic_loss.detach()}
 
+    def values(self, features, batch):
+        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        return self.critic.head(features, batch.real)
+
     def state_dict(self):
         return {"critic": self.critic.state_dict()}
 

@@ -206,6 +206,10 @@ class SAC:
             states.append(self.critic.core.states(batch.history, hidden_critic))
         buffer.write_hidden(batch, torch.cat(states, -1))
 
+    def values(self, features, batch):
+        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        return self.critic.head(features, batch.action, batch.real)
+
     def state_dict(self):
         return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict(), "log_alpha": self.log_alpha.item()}
 

@@ -5,7 +5,7 @@
     python main.py --test --load_model results/RUN.best.pt                (run a saved policy)
 
 Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN.json (all flags, versions, commit) and,
-with --save_model, RUN.last.pt and RUN.best.pt. `python plot.py` draws them.
+with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them.
 """
 import argparse
 import csv
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
+from staleness import Staleness
 from utils import Buffer, Parser, fail, load_checkpoint, save_checkpoint
 
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1"]            # a new algorithm: one file, one entry here
@@ -51,6 +52,7 @@ class RunFlags:
     threads: int = flag(1, "Torch threads; these networks are small: one is fastest, and leaves the other cores to other seeds",
                         high=1024)
     results_dir: str = flag("results", "where results are written")
+    staleness: bool = flag(False, "measure how stale the hidden states are that training starts from, every eval_freq steps")
     overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
     save_model: bool = flag(False, "save the last and the best model beside the results")
     load_model: str = flag("", "model file to start from, or to test")
@@ -206,6 +208,9 @@ def check(config, given, module):
         fail(f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
     if config["stored_precision"] != "float32" and config["hidden_init"] == "zero":
         fail("--stored_precision needs --hidden_init stored; with zero no stored state is ever read")
+    if config["staleness"] and not critic:
+        fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
+             (" and --baseline" if not config.get("baseline", True) else ""))
     if config["hidden_refresh"] and config["hidden_init"] == "zero":
         fail("--hidden_refresh needs --hidden_init stored; with zero no stored state is ever read")
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
@@ -227,7 +232,7 @@ def run_name(run, cfg, module):
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
-              "threads", "results_dir", "overwrite", "save_model", "test"}
+              "threads", "results_dir", "staleness", "overwrite", "save_model", "test"}
     other = [f"{k}={os.path.basename(str(v))}" for k, v in {**asdict(run), **asdict(cfg)}.items()
              if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
@@ -241,12 +246,14 @@ class Results:
 
     def __init__(self, run, cfg, module):
         self.path = os.path.join(run.results_dir, run_name(run, cfg, module))
-        for old in (self.path + end for end in (".csv", ".json", ".last.pt", ".best.pt")):
+        for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt")):
             if os.path.exists(old) and not run.overwrite:
                 fail(f"{old} exists; add --overwrite to replace it, or choose another --results_dir or --seed")
         try:
             os.makedirs(run.results_dir, exist_ok=True)
             self.file = open(self.path + ".csv", "w", newline="")
+            if os.path.exists(self.path + ".staleness.csv"):           # of the earlier run; this one may not write any
+                os.remove(self.path + ".staleness.csv")
         except OSError as error:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
         self.writer = csv.writer(self.file)
@@ -345,6 +352,7 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
+    staleness = Staleness(results.path, run.eval_freq, agent, buffer) if run.staleness else None
     best, report = -math.inf, ""
     # A bar on a terminal; in a file a line per evaluation
     bar = tqdm(total=cfg.max_timesteps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
@@ -387,6 +395,8 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
             row = history_row(state, action, reward, keep)
 
             while agent.ready(buffer):
+                if run.staleness:
+                    staleness.measure_if_due(step)
                 losses = agent.train(buffer)
                 if not all(math.isfinite(loss) for loss in losses.values()):
                     bar.close()

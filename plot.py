@@ -12,6 +12,9 @@ More than MAX_LINES lines are spread over panels: each algorithm's cores, and wh
     band    95% percentile-bootstrap interval of that mean: whole seeds are resampled; with one seed there is none
     number  (table, summary.csv) mean over seeds, with the same interval, of the line's last LAST evaluations
 
+Runs with --staleness have a second figure (ENV_OBSERVATION_staleness.png): their Delta-Q, at the first and the last trained
+step of a window, each measurement at the evaluation before it.
+
 The bootstrap's generator is fixed: the same results give the same files, to the byte.
 """
 import argparse
@@ -23,7 +26,7 @@ import math
 import os
 import sys
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import matplotlib.style
 import numpy as np
@@ -38,7 +41,7 @@ from utils import Parser, fail
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "threads", "eval_freq",
-               "eval_episodes"}
+               "eval_episodes", "staleness"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 
@@ -66,6 +69,7 @@ class Run:
     episodes: int                   # of an evaluation
     minutes: float
     finished: bool
+    staleness: dict                 # "first", "last" trained step of a window -> step -> Delta-Q; both empty if not measured
 
 
 @dataclass
@@ -135,11 +139,20 @@ def read_run(path):
                     raise ValueError(f"a number at step {row['step']} is not finite")
         if 0 not in returns:                                           # every run begins with it, so seeds share a step
             raise ValueError("no evaluation at step 0")
+        name, staleness = path + ".staleness.csv", {"first": {}, "last": {}}
+        if os.path.exists(name):
+            with open(name, newline="") as file:
+                for row in csv.DictReader(file):
+                    step = int(row["step"]) // config["eval_freq"] * config["eval_freq"]
+                    pair = [float(row[f"delta_q_{end}"] or "nan") for end in staleness]  # empty: no window could be measured
+                    if all(map(math.isfinite, pair)):
+                        for curve, x in zip(staleness.values(), pair):
+                            curve[step] = x
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is missing or damaged ({reason})") from None
     return Run(config, {step: np.mean(x) for step, x in returns.items()}, max(map(len, returns.values())), minutes,
-               info.get("finished") is True)
+               info.get("finished") is True, staleness)
 
 
 def read_results(results_dir):
@@ -148,7 +161,8 @@ def read_results(results_dir):
     A run in results_dir itself comes before one of the same flags and seed in results_dir/reference.
     """
     paths = {os.path.splitext(path)[0] for end in ("csv", "json")
-             for path in glob.glob(os.path.join(glob.escape(results_dir), "**", f"*.{end}"), recursive=True)}
+             for path in glob.glob(os.path.join(glob.escape(results_dir), "**", f"*.{end}"), recursive=True)
+             if not path.endswith(".staleness.csv")}
     paths = sorted(paths, key=lambda path: (path.count(os.sep), path))
     runs, problems = {}, []
     for path in paths:
@@ -230,7 +244,7 @@ def draw_panel(ax, groups, shared, columns, wrap):
               bbox_transform=ax.transAxes + ScaledTranslation(-0.5, -0.55, ax.figure.dpi_scale_trans))
 
 
-def caption(groups, shared):
+def caption(groups, shared, delta_q):
     """What a reader of the figure alone has to know."""
     def span(values, form=str):
         return " to ".join(dict.fromkeys([form(min(values)), form(max(values))]))
@@ -238,8 +252,12 @@ def caption(groups, shared):
     text = "One seed a line, so no interval over seeds." if seeds == {1} else (
         f"Thick line: mean over {span(seeds)} seeds; thin lines: each seed; band: 95% bootstrap interval of the mean over seeds"
         f"{', none with one seed' if 1 in seeds else ''}{', too narrow with fewer than five' if {2, 3, 4} & seeds else ''}.")
-    text += (f" A point: mean undiscounted return of evaluation episodes without exploration ({span([r.episodes for r in runs])} "
-             f"per seed), not smoothed. Length of the runs: {span([max(run.curve) for run in runs], short)} environment steps.")
+    point = f"mean undiscounted return of evaluation episodes without exploration ({span([r.episodes for r in runs])} per seed)"
+    if delta_q:
+        point = ("Delta-Q (Kapturowski et al. 2019), how far the critic's values from the state that training starts a window "
+                 "with are from those with the state unrolled over the whole episode, over the largest value; mean over windows")
+    text += (f" A point: {point}, not smoothed. {'Last measurement' if delta_q else 'Length of the runs'}: "
+             f"{span([max(run.curve) for run in runs], short)} environment steps.")
     if any(max(run.curve) > g.steps[-1] for g in groups for run in g.runs):
         text += " A thick line ends at the last evaluation that all its seeds share."
     if shared:
@@ -250,22 +268,35 @@ def caption(groups, shared):
     return text
 
 
-def figure(title, groups):
+def delta_q_panels(groups):
+    """Panels of Delta-Q, of the lines that have it; each measurement stands for a return in its run's curve."""
+    panels = []
+    for end in ("first", "last"):
+        lines = [Group(g.policy, g.memory, g.flags, runs) for g in groups
+                 if (runs := [replace(run, curve=run.staleness[end]) for run in g.runs if run.staleness[end]])]
+        panels.append((f"{end} trained step of a window", [g for g in lines if g.steps]))     # seeds may share no step
+    return panels
+
+
+def figure(title, groups, delta_q=None):
+    """A figure of the groups' returns, or of `delta_q`, their panels of that."""
     shared = {k: v for k, v in groups[0].flags.items() if all((k, v) in g.flags.items() for g in groups)}
-    panels = split(groups, shared)
+    panels = delta_q or split(groups, shared)
     across, tall, wrap, size = (1, 5.0, 95, 11) if len(panels) == 1 else (2, 3.7, 52, 9)
     down = -(-len(panels) // across)
     columns = 2 if across == 1 and len(groups) > 1 and max(len(g.label(shared)) for g in groups) <= 40 else 1
     rows = max(sum(-(-len(g.label(shared) + " (1 seeds)") // wrap) for g in lines) for _, lines in panels) / columns
-    text = "\n".join(textwrap.fill(line, 125) for line in caption(groups, shared).split("\n"))
+    text = "\n".join(textwrap.fill(line, 125) for line in caption(groups, shared, delta_q).split("\n"))
     height = 0.9 + down * (tall + size / 50 * rows) + 0.19 * text.count("\n")
     with matplotlib.style.context(["default", STYLE, {"font.size": size}]):
         fig = Figure(figsize=(10, height), dpi=150, layout="constrained")
         fig.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-        axes = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+        axes = list(fig.subplots(down, across, sharex=True, sharey=not delta_q, squeeze=False).flat)
         for ax, (name, lines) in zip(axes, panels):
             ax.set_title(name, loc="left", size=size)
             draw_panel(ax, lines, shared, columns, wrap)
+            if delta_q:
+                ax.set_ylabel("Delta-Q")
         for ax in axes[len(panels):]:
             ax.remove()
         fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
@@ -314,8 +345,12 @@ def main(argv=None):
     try:
         os.makedirs(args.plots_dir, exist_ok=True)
         for (env, observation, name), groups in figures.items():
-            figure(f"{env}, {observation}", groups).savefig(os.path.join(args.plots_dir, name + ".png"), dpi="figure",
-                                                            metadata={"Software": None})
+            drawn = {name: figure(f"{env}, {observation}", groups)}
+            panels = delta_q_panels(groups)
+            if panels[0][1]:
+                drawn[name + "_staleness"] = figure(f"{env}, {observation}: stale hidden states", panels[0][1], panels)
+            for file, fig in drawn.items():
+                fig.savefig(os.path.join(args.plots_dir, file + ".png"), dpi="figure", metadata={"Software": None})
         with open(os.path.join(args.plots_dir, "summary.csv"), "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()

@@ -87,6 +87,9 @@ class Buffer:
         self.oldest = np.zeros(num_envs, np.int64)                     # number of the oldest episode
         self.newest = np.full(num_envs, -1, np.int64)                  # number of the newest episode
         self.running = np.zeros(num_envs, bool)                        # is the newest episode unfinished?
+        # Rows that the oldest episode had before its first stored one, (n, row); None: overwritten or forgotten
+        self.earlier = [self.rows[:0, :-1]] * num_envs
+        self.keep_earlier = False                                      # does clear() keep them? For whole_past
         self.added = 0                                                 # steps ever added
         self.rng = np.random.default_rng(seed)
 
@@ -138,11 +141,13 @@ class Buffer:
         position, slot = self.head[env], self.newest[env] % self.max_episodes
         if position - self.tail[env] >= self.capacity:
             self.tail[env] += 1
+            self.earlier[env] = None
             oldest = self.oldest[env] % self.max_episodes
             self.first[env, oldest] += 1                               # its episode now begins a step later
             if self.first[env, oldest] >= self.last[env, oldest] and self.oldest[env] < self.newest[env]:
                 self.tail[env] = self.last[env, oldest] + 1            # only its final row was left
                 self.oldest[env] += 1
+                self.earlier[env] = self.rows[:0, :-1]
         self.last[env, slot] = position
         at = position % self.capacity
         self.episode[env, at] = slot
@@ -153,6 +158,8 @@ class Buffer:
         for env in range(self.num_envs):
             at = env * self.capacity + self.head[env] % self.capacity
             row, hidden, running = self._rows[at].copy(), self._hidden[at].copy(), self.running[env]
+            earlier = self._until(env, self.newest[env] % self.max_episodes, self.head[env]) if self.keep_earlier else None
+            self.earlier[env] = earlier if running else self.rows[:0, :-1]
             self.head[env], self.tail[env], self.oldest[env], self.newest[env] = -1, 0, 0, -1
             if running:
                 self._begin_episode(env, row[:self.state_dim], hidden)
@@ -242,6 +249,32 @@ class Buffer:
             past=self._take(self.rows, past_index)[..., :-1],
             past_length=torch.from_numpy(past_length).to(self.device),
             hidden=self._take(self.hidden, hidden_index)[:, 0].to(rows.dtype), index=index, steps=int(length.sum()))
+
+    def whole_past(self, batch):
+        """Every step of its episode before each window of a batch, from the true first one on. For --staleness.
+
+        Returns:
+            past (B, K, row) and past_length (B,), as in Batch; known (B,) bool: False, with no past, where the episode's
+            first steps are lost
+        """
+        pasts = []
+        for env, place in zip(*np.divmod(batch.index[:, 0].numpy(), self.capacity)):
+            slot = self.episode[env, place]
+            first = self.first[env, slot]
+            pasts.append(self._until(env, slot, first + (place - first) % self.capacity))
+        known = torch.tensor([past is not None for past in pasts])
+        pasts = [self.rows[:0, :-1] if past is None else past for past in pasts]
+        past_length = torch.tensor([len(past) for past in pasts])
+        past = nn.utils.rnn.pad_sequence(pasts, batch_first=True)
+        return past.to(self.device), past_length.to(self.device), known.to(self.device)
+
+    def _until(self, env, slot, position):
+        """All history rows of an episode before a position, (K, row); None if its first ones are lost."""
+        earlier = self.earlier[env] if slot == self.oldest[env] % self.max_episodes else self.rows[:0, :-1]
+        if earlier is None:
+            return None
+        stored = env * self.capacity + np.arange(self.first[env, slot], position) % self.capacity
+        return torch.cat([earlier, self.rows[stored, :-1]])
 
     def _take(self, source, index):
         return source[index].to(self.device)

@@ -1,0 +1,115 @@
+"""How stale are the hidden states that training starts from? R2D2's measure, for every algorithm with a recurrent critic.
+
+Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning", 2019 (R2D2), section 3, figure 1.
+Run:   python main.py --policy TD3 --env Pendulum-v1 --observe velocities --recurrent --staleness
+
+Windows are unrolled twice with the weights as they are now: from the state that training starts them with (--hidden_init,
+--critic_hidden, --burn_in), h, and from the true one, h*, which is zero at the episode's start, unrolled over all that came
+before the window. At a window's first and at its last trained step, means over windows:
+
+    Delta-Q        ||q(h) - q(h*)|| / max |q(h*)|       q: the critic's values of a step, as one vector
+    delta hidden   ||h - h*|| / ||h*||                  the memory before it reads the step; 0 where both are zero
+
+q is the value of every action for R2D1; of the stored action for DDPG, of the same by both twins for TD3 and SAC; the state's
+value for PPO, A2C and REINFORCE.
+
+Deliberate differences from the paper:
+1. It compares with the states stored while acting, which old weights computed; the present weights would have remembered h*.
+   So stored states, too, have a Delta-Q at the first step here.
+2. The largest |q| is that of all windows measured together, not each window's own: values pass through zero, and a window
+   may be a single step. It is that of h*, so that the yardstick does not depend on what is measured.
+3. It also says how far the hidden state itself is off, which no head may notice.
+
+Off-policy, windows are drawn from the buffer as training draws them; those whose episode has lost its first steps to the ring
+have no h* and are left out. On-policy, they are the rollout's before its first update; the buffer keeps what came before it.
+Random numbers are the measurement's own: with and without it a run is the same, to the bit.
+"""
+import csv
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from cores import start_hidden
+
+WINDOWS = 64                                                           # in a measurement, at most
+CHUNK = 128                                                            # steps of the past unrolled at once: bounds the memory
+COLUMNS = ["step", "windows", "left_out", "delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last",
+           "delta_hidden_actor_first", "delta_hidden_actor_last"]      # the actor's: empty if it has no memory of its own
+
+
+class Staleness:
+    """Writes PATH.staleness.csv: a line at the first update after every `freq` steps."""
+
+    def __init__(self, path, freq, agent, buffer):
+        self.path, self.freq, self.due, self.agent, self.buffer = path + ".staleness.csv", freq, freq, agent, buffer
+        buffer.keep_earlier = True
+        with open(self.path, "w", newline="") as file:
+            csv.writer(file).writerow(COLUMNS)
+
+    def measure_if_due(self, step):
+        """To be called before every update."""
+        if step < self.due:
+            return
+        self.due = step - step % self.freq + self.freq
+        row = measure(self.agent, self.buffer, np.random.default_rng(step))
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({"step": step} | row)
+
+
+def windows_of(agent, buffer, rng):
+    """Some windows, as the agent's next update will get them."""
+    cfg = agent.cfg
+    if hasattr(agent, "critic_target"):                                # learns from replay
+        own, buffer.rng = buffer.rng, rng
+        batch = buffer.sample(WINDOWS * (32 if cfg.seq_len == "full" else cfg.seq_len), cfg.seq_len, cfg.burn_in)
+        buffer.rng = own
+    else:
+        batch = buffer.windows(cfg.seq_len, cfg.burn_in)
+    return batch.select(torch.from_numpy(rng.permutation(len(batch.mask))[:WINDOWS]))
+
+
+def true_start(core, past, past_length):
+    """The memory before each window, (B, hidden_size), unrolled from zero over the whole episode before it."""
+    hidden = past.new_zeros(len(past), core.hidden_size)
+    for k in range(0, past.shape[1], CHUNK):
+        hidden = core.burn_in(past[:, k:k + CHUNK], (past_length - k).clamp(0, CHUNK), hidden)
+    return hidden
+
+
+@torch.no_grad()
+def measure(agent, buffer, rng):
+    """One measurement: a dictionary with all COLUMNS but the step."""
+    actor, critic = agent.actor, agent.critic
+    batch = windows_of(agent, buffer, rng)
+    past, past_length, known = buffer.whole_past(batch)                # (B, K, row), (B,), (B,)
+    row = {"windows": int(known.sum()), "left_out": int((~known).sum())}
+    if not known.any():
+        return row
+    history, mask = batch.history[:, :-1], batch.mask[..., 0]          # (B, L, row), (B, L)
+    B, L = mask.shape
+    last = mask.sum(1) - 1                                             # (B,): the last trained step
+
+    def add(name, distance):                                           # (B, L)
+        row[f"{name}_first"] = f"{distance[known, 0].mean():.6g}"
+        row[f"{name}_last"] = f"{distance[known, last[known]].mean():.6g}"
+
+    # One network that is actor and critic has one memory: it is stored as the actor's
+    cfg = replace(agent.cfg, critic_hidden="actor") if actor is critic else agent.cfg
+    start_actor, start_critic = start_hidden(batch, actor, critic, cfg)
+    true_critic = true_start(critic.core, past, past_length)
+
+    def values(hidden):
+        q = agent.values(critic.core(history, hidden)[0], batch)
+        return q.view(-1, B, L, q.shape[-1])                           # (1 or twins, B, L, n)
+    q, true_q = values(start_critic), values(true_critic)
+    largest = true_q[:, known[:, None] & mask].abs().max()
+    add("delta_q", (q - true_q).norm(dim=(0, 3)) / largest)
+
+    def relative(core, start, true):
+        states, true_states = core.states(history, start), core.states(history, true)   # (B, L, hidden_size)
+        return (states - true_states).norm(dim=-1) / true_states.norm(dim=-1).clamp(min=torch.finfo(states.dtype).tiny)
+    add("delta_hidden", relative(critic.core, start_critic, true_critic))
+    if actor is not critic and actor.core.hidden_size:
+        add("delta_hidden_actor", relative(actor.core, start_actor, true_start(actor.core, past, past_length)))
+    return row
