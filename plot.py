@@ -221,13 +221,19 @@ def draw_panel(ax, groups, shared, columns, wrap):
                 ax.plot(steps, returns, color=colour, lw=0.7, alpha=0.45, zorder=2)
             if not run.finished:
                 ax.plot(steps[-1], returns[-1], "x", color=colour, ms=8, mew=2, zorder=4)
-    ax.set(xlabel="environment steps", ylabel="evaluation return")
+    ax.set(xlabel=unit(groups), ylabel="evaluation return")
     ax.xaxis.set_major_formatter(short)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     ax.tick_params(labelbottom=True, labelleft=True)
     ax.margins(x=0.02)
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0, ncols=columns, frameon=False, handlelength=3.5,
               bbox_transform=ax.transAxes + ScaledTranslation(-0.5, -0.55, ax.figure.dpi_scale_trans))
+
+
+def unit(groups):
+    """What the horizontal axis counts."""
+    offline = sorted({g.policy for g in groups if getattr(importlib.import_module(g.policy), "OFFLINE", False)})
+    return "environment steps" + f" ({', '.join(offline)}: updates)" * bool(offline)
 
 
 def caption(groups, shared):
@@ -239,7 +245,7 @@ def caption(groups, shared):
         f"Thick line: mean over {span(seeds)} seeds; thin lines: each seed; band: 95% bootstrap interval of the mean over seeds"
         f"{', none with one seed' if 1 in seeds else ''}{', too narrow with fewer than five' if {2, 3, 4} & seeds else ''}.")
     text += (f" A point: mean undiscounted return of evaluation episodes without exploration ({span([r.episodes for r in runs])} "
-             f"per seed), not smoothed. Length of the runs: {span([max(run.curve) for run in runs], short)} environment steps.")
+             f"per seed), not smoothed. Length of the runs: {span([max(run.curve) for run in runs], short)} {unit(groups)}.")
     if any(max(run.curve) > g.steps[-1] for g in groups for run in g.runs):
         text += " A thick line ends at the last evaluation that all its seeds share."
     if shared:
