@@ -87,8 +87,8 @@ class Cue(gym.Env):
 
 
 for delay in (10, 30, 100):
-    gym.register(f"Cue{delay}-v0", Cue, kwargs=dict(delay=delay))
-    gym.register(f"CueDiscrete{delay}-v0", Cue, kwargs=dict(delay=delay, discrete=True))
+    gym.register(f"Cue{delay}-v0", "envs:Cue", kwargs=dict(delay=delay))     # by name: a data set can hold that
+    gym.register(f"CueDiscrete{delay}-v0", "envs:Cue", kwargs=dict(delay=delay, discrete=True))
 
 
 class PartialObservation(gym.ObservationWrapper):
@@ -108,7 +108,10 @@ class PartialObservation(gym.ObservationWrapper):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (len(self.keep),), np.float32)
 
     def observation(self, observation):
-        rng = self.unwrapped.np_random
+        return self.disturb(observation, self.unwrapped.np_random)
+
+    def disturb(self, observation, rng):
+        """What the agent gets to see of an observation of the environment. rng: where noise is drawn."""
         observation = observation[self.keep].astype(np.float32)
         if self.obs_noise:
             observation = observation + rng.normal(0, self.obs_noise, observation.shape).astype(np.float32)
@@ -129,6 +132,10 @@ class ScaleAction(gym.ActionWrapper):
 
     def action(self, action):
         return self.low + (np.clip(action, -1, 1) + 1) * 0.5 * (self.high - self.low)
+
+    def inverse(self, action):
+        """The agent's action (..., n) that the environment's comes from."""
+        return np.clip((action - self.low) / (self.high - self.low) * 2 - 1, -1, 1)
 
 
 class OneHotAction(gym.ActionWrapper):
@@ -162,10 +169,11 @@ def quiet():
             os.close(descriptor)
 
 
-def make_env(env_id, **observation):
+def make_env(env_id, wrap=None, **observation):
     """One environment, ready for an agent: actions in [-1, 1] or one-hot, observations (state_dim,) float32.
 
     Args:
+        wrap: a wrapper around the environment itself, within those made here: it sees its own actions and observations
         observation: observe, flicker, obs_noise, sensor_dropout
     Raises:
         ValueError: one line that says what cannot be used and what can
@@ -188,6 +196,7 @@ def make_env(env_id, **observation):
         near = difflib.get_close_matches(env_id, list(gym.registry), 3, 0.4)
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None
+    env = wrap(env) if wrap else env
     if isinstance(env.observation_space, DISCRETE_SPACES):
         env = gym.wrappers.FlattenObservation(env)                     # one-hot
     space, actions = env.observation_space, env.action_space
@@ -204,11 +213,11 @@ def make_env(env_id, **observation):
     return PartialObservation(env, env_id, **observation)
 
 
-def make_vector_env(env_id, num_envs, **observation):
+def make_vector_env(env_id, num_envs, wrap=None, **observation):
     """`num_envs` environments stepped one after the other. At an episode's end it resets within the same step, and the
     true last observation is in info["final_obs"]. PyBullet's step is too short for worker processes to pay."""
     with quiet():
-        return SyncVectorEnv([partial(make_env, env_id, **observation)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        return SyncVectorEnv([partial(make_env, env_id, wrap, **observation)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def env_spec(env):

@@ -3,6 +3,8 @@
     python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
     python main.py --test --load_model results/RUN.best.pt                (run a saved policy)
+    python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see data.py)
+    python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
 Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN.json (all flags, versions, commit) and,
 with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them.
@@ -17,6 +19,7 @@ import math
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -28,12 +31,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import data
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from staleness import Staleness
 from utils import Buffer, Parser, fail, load_checkpoint, save_checkpoint
 
-POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1"]            # a new algorithm: one file, one entry here
+POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 
 
 @dataclass
@@ -56,7 +60,9 @@ class RunFlags:
     overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
     save_model: bool = flag(False, "save the last and the best model beside the results")
     load_model: str = flag("", "model file to start from, or to test")
-    test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained or written")
+    test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
+    explore: bool = flag(False, "with --test: act with exploration, as in training")
+    record: str = flag("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
 # ---------------------------------------------------------------------- flags
@@ -164,7 +170,8 @@ def parse(argv):
 
     config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
-    saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in ("test", "load_model", "save_model")}
+    mine = ("test", "load_model", "save_model", "explore", "record")
+    saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in mine}
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
     config.update(vars(parser.parse_args(words)))
     if given.pop("recurrent", False):
@@ -191,6 +198,18 @@ def check(config, given, module):
         if config[name] != defaults_of(MemoryFlags)[name]:
             given_as = name if config[name] is True else f"{name} {config[name]}"
             fail(f"--{given_as} is of no use to {module.__name__}: {why}")
+    offline = getattr(module, "OFFLINE", False)
+    if config["explore"] and not config["test"]:
+        fail("--explore is for --test; training explores anyway")
+    if config["explore"] and offline:
+        fail(f"--explore: {module.__name__} has no exploration; leave it out")
+    if given.get("dataset") and config["test"]:
+        fail("--dataset is trained from, and --test trains nothing; drop one of the two")
+    if config["record"] and not config["test"]:
+        if offline:
+            fail(f"--record: {module.__name__} trains without stepping the environment; record a saved model, with --test")
+        if config.get("num_envs", 1) > 1:
+            fail(f"--record writes one stream of episodes, and there are {config['num_envs']} environments; add --num_envs 1")
     try:
         getattr(module, "check", dict)(config)                         # the algorithm's own
     except ValueError as error:
@@ -232,9 +251,9 @@ def run_name(run, cfg, module):
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
-              "threads", "results_dir", "staleness", "overwrite", "save_model", "test"}
-    other = [f"{k}={os.path.basename(str(v))}" for k, v in {**asdict(run), **asdict(cfg)}.items()
-             if k not in silent and v != defaults[k]]
+              "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record"}
+    other = [f"{k}={os.path.basename(str(v)) if k == 'load_model' else str(v).replace('/', '-')}"
+             for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
     if len(name) > 200:                                                # a file's name ends at 255
         name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
@@ -308,8 +327,8 @@ def history_row(state, action, reward, keep):
     return np.concatenate([state, action * keep, reward[:, None] * keep], 1, dtype=np.float32)
 
 
-def evaluate(agent, env, spec, episodes, seed):
-    """Returns and lengths of some episodes: no exploration, memory from zero at each start, the same starts every time."""
+def evaluate(agent, env, spec, episodes, seed, explore=False):
+    """Returns and lengths of some episodes: memory from zero at each start, the same starts every time."""
     returns, lengths = [], []
     for episode in range(episodes):
         state, _ = env.reset(seed=seed if episode == 0 else None)
@@ -317,7 +336,7 @@ def evaluate(agent, env, spec, episodes, seed):
         hidden = np.zeros((1, agent.hidden_size), np.float32)
         total, length, done = 0.0, 0, False
         while not done:
-            action, hidden = agent.act(row, hidden, explore=False)
+            action, hidden = agent.act(row, hidden, explore=explore)
             state, reward, terminated, truncated, _ = env.step(action[0])
             row = history_row(state[None], action, np.array([reward]), 1)
             total, length, done = total + reward, length + 1, terminated or truncated
@@ -335,14 +354,37 @@ def seed_everything(run):
 
 
 def test(run, agent, env, spec):
-    returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000)
+    returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
 
 
-def train(run, cfg, module, agent, envs, eval_env, spec):
-    """The loop: act, step, add, train when the agent says so, evaluate."""
-    size = agent.buffer_size()
+def interact(agent, envs, buffer, cfg, spec, seed):
+    """Act, step, add: yields, after each step of all environments, how many steps there have been."""
+    state, _ = envs.reset(seed=seed)
+    row = history_row(state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
+    hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
+    for step in range(cfg.num_envs, cfg.max_timesteps + cfg.num_envs, cfg.num_envs):
+        action, next_hidden = agent.act(row, hidden)
+        next_state, reward, terminated, truncated, info = envs.step(action)
+        done = terminated | truncated
+        last_state = next_state
+        if done.any():                                                 # next_state is then the next episode's first
+            last_state = next_state.copy()
+            last_state[done] = np.stack(info["final_obs"][done])
+        buffer.add(state, action, reward, last_state, terminated, truncated, hidden, next_hidden)
+
+        keep = 1 - done[:, None]                                       # a new episode starts from an empty memory
+        state, hidden = next_state, next_hidden * keep.astype(np.float32)
+        row = history_row(state, action, reward, keep)
+        yield step
+
+
+def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
+    """The loop: act, step, add, train when the agent says so, evaluate. An offline agent gets recorded episodes and no
+    environments: they are added beforehand, and a step is an update."""
+    offline = envs is None
+    size = data.rows(episodes) if offline else agent.buffer_size()
     kind = getattr(module, "BUFFER", Buffer)
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full", flush=True)
@@ -353,9 +395,15 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
     staleness = Staleness(results.path, run.eval_freq, agent, buffer) if run.staleness else None
+    if offline:
+        data.fill(buffer, episodes)
+        results.info["data"] = data.summary(episodes)
+        results.write_info()
+        print(f"data set {cfg.dataset}: {', '.join(f'{k} {v:,}' for k, v in results.info['data'].items())}", flush=True)
+    unit = "update" if offline else "step"
     best, report = -math.inf, ""
     # A bar on a terminal; in a file a line per evaluation
-    bar = tqdm(total=cfg.max_timesteps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    bar = tqdm(total=cfg.max_timesteps, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def evaluation(step):
         nonlocal best, report
@@ -370,37 +418,27 @@ def train(run, cfg, module, agent, envs, eval_env, spec):
         seconds = time.time() - results.start
         report = f"return {np.mean(returns):.1f}"
         if bar.disable:
-            progress = f", {step / seconds:.0f} steps/s, {max(0, cfg.max_timesteps / step - 1) * seconds / 60:.1f} min left" \
+            progress = f", {step / seconds:.0f} {unit}s/s, {max(0, cfg.max_timesteps / step - 1) * seconds / 60:.1f} min left" \
                 if step else ""
-            print(f"step {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
+            print(f"{unit} {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
         bar.set_postfix_str(report)
 
+    def update(step):
+        if run.staleness:
+            staleness.measure_if_due(step)
+        losses = agent.train(buffer)
+        if not all(math.isfinite(loss) for loss in losses.values()):
+            bar.close()
+            fail_nan(step, losses, results.path, run)
+
     evaluation(0)
-    state, _ = envs.reset(seed=run.seed)
-    row = history_row(state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
-    hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
     try:
-        for step in range(cfg.num_envs, cfg.max_timesteps + cfg.num_envs, cfg.num_envs):
-            action, next_hidden = agent.act(row, hidden)
-            next_state, reward, terminated, truncated, info = envs.step(action)
-            done = terminated | truncated
-            last_state = next_state
-            if done.any():                                             # next_state is then the next episode's first
-                last_state = next_state.copy()
-                last_state[done] = np.stack(info["final_obs"][done])
-            buffer.add(state, action, reward, last_state, terminated, truncated, hidden, next_hidden)
-
-            keep = 1 - done[:, None]                                   # a new episode starts from an empty memory
-            state, hidden = next_state, next_hidden * keep.astype(np.float32)
-            row = history_row(state, action, reward, keep)
-
-            while agent.ready(buffer):
-                if run.staleness:
-                    staleness.measure_if_due(step)
-                losses = agent.train(buffer)
-                if not all(math.isfinite(loss) for loss in losses.values()):
-                    bar.close()
-                    fail_nan(step, losses, results.path, run)
+        for step in range(1, cfg.max_timesteps + 1) if offline else interact(agent, envs, buffer, cfg, spec, run.seed):
+            if offline:
+                update(step)
+            else:
+                while agent.ready(buffer):
+                    update(step)
             bar.update(cfg.num_envs)
             if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq or step >= cfg.max_timesteps:
                 evaluation(step)
@@ -424,18 +462,28 @@ def fail_nan(step, losses, path, run):
 
 
 def main(argv=None):
-    run, cfg, module, checkpoint = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    run, cfg, module, checkpoint = parse(argv)
     seed_everything(run)
     observation = dict(observe=run.observe, flicker=run.flicker, obs_noise=run.obs_noise, sensor_dropout=run.sensor_dropout)
+    offline, envs, episodes = getattr(module, "OFFLINE", False), None, None
+    recorder = data.Recorder if run.record else None
     try:
-        eval_env = make_env(run.env, **observation)
+        if run.record:
+            data.check_free(run.record)
+        eval_env = make_env(run.env, recorder if run.test else None, **observation)
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
             fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; "
                  "use --policy PPO, A2C, REINFORCE or R2D1")
         if not spec.discrete and not getattr(module, "CONTINUOUS", True):
             fail(f"{run.policy} needs discrete actions and {run.env} has continuous ones; use --policy TD3, SAC or PPO")
-        envs = None if run.test else make_vector_env(run.env, cfg.num_envs, **observation)
+        if offline and not run.test:
+            if not cfg.dataset:
+                fail(f"{run.policy} trains from a recorded data set; add --dataset NAME")
+            episodes = data.load(cfg.dataset, eval_env, run.seed)
+        elif not run.test:
+            envs = make_vector_env(run.env, cfg.num_envs, recorder, **observation)
     except ValueError as error:
         fail(str(error))
     try:
@@ -447,14 +495,21 @@ def main(argv=None):
             agent.load_state_dict(checkpoint["agent"])
         except (RuntimeError, KeyError, TypeError, AttributeError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
-    if run.test:
-        return test(run, agent, eval_env, spec)
+    if run.explore:                                                    # as it did when it was saved, but not at random
+        agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
     try:
-        train(run, cfg, module, agent, envs, eval_env, spec)
+        if run.test:
+            test(run, agent, eval_env, spec)
+        else:
+            train(run, cfg, module, agent, envs, eval_env, spec, episodes)
     except KeyboardInterrupt:
-        print("\n" * sys.stderr.isatty() + "interrupted: evaluations so far are kept" +
-              (", and the last model" if run.save_model else ""), file=sys.stderr)
+        kept = "" if run.test else ": evaluations so far are kept" + (", and the last model" if run.save_model else "")
+        print("\n" * sys.stderr.isatty() + "interrupted" + kept, file=sys.stderr)
         sys.exit(130)
+    finally:                                                           # also what an interrupted run has recorded
+        if run.record:
+            recorded = (eval_env if run.test else envs.envs[0]).env.env
+            data.save(recorded, run.record, run.policy, shlex.join(["python", "main.py", *argv]))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from utils import Parser, fail
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "threads", "eval_freq",
-               "eval_episodes", "staleness"}
+               "eval_episodes", "explore", "record", "staleness"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 
@@ -235,13 +235,19 @@ def draw_panel(ax, groups, shared, columns, wrap):
                 ax.plot(steps, returns, color=colour, lw=0.7, alpha=0.45, zorder=2)
             if not run.finished:
                 ax.plot(steps[-1], returns[-1], "x", color=colour, ms=8, mew=2, zorder=4)
-    ax.set(xlabel="environment steps", ylabel="evaluation return")
+    ax.set(xlabel=unit(groups), ylabel="evaluation return")
     ax.xaxis.set_major_formatter(short)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     ax.tick_params(labelbottom=True, labelleft=True)
     ax.margins(x=0.02)
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0, ncols=columns, frameon=False, handlelength=3.5,
               bbox_transform=ax.transAxes + ScaledTranslation(-0.5, -0.55, ax.figure.dpi_scale_trans))
+
+
+def unit(groups):
+    """What the horizontal axis counts."""
+    offline = sorted({g.policy for g in groups if getattr(importlib.import_module(g.policy), "OFFLINE", False)})
+    return "environment steps" + f" ({', '.join(offline)}: updates)" * bool(offline)
 
 
 def caption(groups, shared, delta_q):
@@ -257,7 +263,7 @@ def caption(groups, shared, delta_q):
         point = ("Delta-Q (Kapturowski et al. 2019), how far the critic's values from the state that training starts a window "
                  "with are from those with the state unrolled over the whole episode, over the largest value; mean over windows")
     text += (f" A point: {point}, not smoothed. {'Last measurement' if delta_q else 'Length of the runs'}: "
-             f"{span([max(run.curve) for run in runs], short)} environment steps.")
+             f"{span([max(run.curve) for run in runs], short)} {unit(groups)}.")
     if any(max(run.curve) > g.steps[-1] for g in groups for run in g.runs):
         text += " A thick line ends at the last evaluation that all its seeds share."
     if shared:

@@ -23,6 +23,7 @@ import pytest
 import test_envs  # noqa: F401  (registers toy environments)
 import torch
 
+import data
 import main
 from cores import MemoryFlags
 from main import POLICIES, RunFlags, defaults_of, parse
@@ -35,6 +36,7 @@ SMALL = {
     "A2C": ["--rollout_steps", "16", "--num_envs", "2"],
     "REINFORCE": ["--batch_size", "32"],
     "R2D1": ["--start_timesteps", "50", "--batch_size", "16", "--replay_ratio", "4", "--n_steps", "1"],
+    "BCQ": ["--dataset", "test/pendulum-v0", "--batch_size", "16", "--target_candidates", "2", "--act_candidates", "5"],
     "PPO": ["--rollout_steps", "32", "--num_envs", "2", "--epochs", "2", "--batch_size", "16"],
 }
 SHORT = {"REINFORCE": "CartPole-v1", "R2D1": "CartPole-v1"}             # learns at an episode's end; has discrete actions
@@ -72,6 +74,21 @@ def weights(path):
 def same_weights(one, other):
     assert one.keys() == other.keys()
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_sets(tmp_path_factory):
+    """A folder of data sets, with one of Pendulum for offline algorithms: 400 steps by random actions, 2 episodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        env = main.make_env("Pendulum-v1", data.Recorder)
+        rng = np.random.default_rng(0)
+        for t in range(400):
+            if t % 200 == 0:
+                env.reset(seed=t)
+            env.step(rng.uniform(-1, 1, 1))
+        data.save(env.env.env, "test/pendulum-v0", "random", "by hand")
+        yield
 
 
 @pytest.fixture
@@ -419,9 +436,12 @@ def test_losses_that_are_not_finite_stop_the_run(policy, loss, save, tmp_path, c
     cls = getattr(importlib.import_module(policy), policy)
     train = cls.train
 
+    updates = []
+
     def diverge(self, buffer):
         losses = train(self, buffer)
-        if self.steps > 110:
+        updates.append(losses)
+        if getattr(self, "steps", len(updates)) > 110:                 # offline, a step is an update
             losses["actor_loss"] = torch.tensor(loss)
         return losses
     monkeypatch.setattr(cls, "train", diverge)
@@ -456,14 +476,16 @@ def test_divergence_is_noticed(policy, tmp_path, capsys):
 
 RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("SAC", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1"),
         ("A2C", "Pendulum-v1"), ("A2C", "CartPole-v1"), ("REINFORCE", "Pendulum-v1"), ("REINFORCE", "CartPole-v1"),
-        ("R2D1", "CartPole-v1")]
+        ("R2D1", "CartPole-v1"), ("BCQ", "Pendulum-v1")]
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)
 @pytest.mark.parametrize("flags", [[], RECURRENT, [*RECURRENT, "--num_envs", "3", "--core", "gru", "--hidden_init", "stored"]])
 def test_runs(policy, env_id, flags, tmp_path, capsys):
-    if policy == "REINFORCE":                                          # one environment only
+    if policy in ("REINFORCE", "BCQ"):                                 # one environment only, none at all
         flags = [flag for flag in flags if flag not in ("--num_envs", "3")]
+    if policy == "BCQ":                                                # a data set holds no hidden states
+        flags = [flag for flag in flags if flag not in ("--hidden_init", "stored")]
     path = run(tmp_path, tiny(policy, env_id, *flags))
     rows = evaluations(path)
     num_envs = 3 if "--num_envs" in flags else 2 if policy == "PPO" else 1
@@ -543,7 +565,7 @@ def test_evaluation_draws_no_random_number(policy, env_id):
     agent, env, spec = make(tiny(policy, env_id, *RECURRENT))
 
     def state():
-        return str((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(), agent.steps,
+        return str((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(), getattr(agent, "steps", None),
                     agent.rng.bit_generator.state if hasattr(agent, "rng") else None))
     before = state()
     first = main.evaluate(agent, env, spec, 2, seed=5)

@@ -73,6 +73,18 @@ def test_a_line_is_an_algorithm_with_its_core(results):
         "PPO, LSTM actor and critic", "PPO, LSTM actor only", "PPO, LSTM critic only"]}
 
 
+def test_the_axis_says_where_steps_are_updates(results):
+    write_run(results)
+    [groups] = plot.group_runs(plot.read_results(results)).values()
+    assert plot.unit(groups) == "environment steps"
+    write_run(results, "BCQ", dataset="hopper/td3-v0")
+    [groups] = plot.group_runs(plot.read_results(results)).values()
+    assert plot.unit(groups) == "environment steps (BCQ: updates)"
+    axes = plot.figure("title", groups).axes
+    assert axes[0].get_xlabel() == plot.unit(groups)
+    assert [g.label() for g in groups][1] == "BCQ, feed-forward, dataset=hopper/td3-v0"
+
+
 def test_a_figure_per_environment_and_observation(results):
     write_run(results)
     write_run(results, observe="positions")

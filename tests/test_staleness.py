@@ -88,7 +88,7 @@ def q_of(agent, output, step):
     if policy == "R2D1":
         advantage = head_of(critic.advantage, 0, features)
         return head_of(critic.value, 0, features) + advantage - advantage.sum() / len(advantage)
-    if policy in ("TD3", "SAC"):
+    if policy in ("TD3", "SAC", "BCQ"):
         return torch.cat([head_of(critic.mlp, k, with_action) for k in (0, 1)])
     return head_of(critic.mlp, 0, with_action if policy == "DDPG" else features)
 
@@ -167,6 +167,8 @@ CASES = [
     *[(policy, dict(**RECURRENT, seq_len=4)) for policy in POLICIES],
     *[(policy, dict(**RECURRENT, seq_len=3, burn_in=3, core="gru")) for policy in POLICIES],
     *[(policy, dict(**STORED, burn_in=2)) for policy in POLICIES],
+    ("BCQ", dict(**RECURRENT, seq_len=4)),
+    ("BCQ", dict(**RECURRENT, seq_len=3, burn_in=3)),
     ("TD3", dict(**STORED, burn_in=2, critic_hidden="actor", memory_input="obs_action_reward")),
     ("PPO", dict(**STORED, critic_hidden="zero")),
     ("PPO", dict(**STORED, hidden_refresh=True, epochs=3)),

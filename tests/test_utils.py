@@ -459,7 +459,7 @@ def code(name):
     return [(i, line.split("  #")[0].rstrip()) for i, line in enumerate(text.split("\n"), 1) if not line.lstrip().startswith("#")]
 
 
-ALGORITHMS = ["TD3.py", "DDPG.py", "SAC.py", "PPO.py", "A2C.py", "REINFORCE.py", "R2D1.py"]
+ALGORITHMS = ["TD3.py", "DDPG.py", "SAC.py", "PPO.py", "A2C.py", "REINFORCE.py", "R2D1.py", "BCQ.py"]
 BANS = [
     (r"\.data\b", ["cores.py", "utils.py", *ALGORITHMS], "writes behind autograd's back"),
     (r"retain_graph|requires_grad\s*=\s*True|requires_grad_\(", ["cores.py", "utils.py", *ALGORITHMS], "no need"),
@@ -478,12 +478,13 @@ def test_style_bans(pattern, files, why):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("name", ["PPO.py", "A2C.py", "REINFORCE.py", "R2D1.py"])
+@pytest.mark.parametrize("name", ["PPO.py", "A2C.py", "REINFORCE.py", "R2D1.py", "BCQ.py"])
 def test_style_bare_means(name):
-    """Bare means only where there is no time axis: NumPy's flat arrays, lists of finished losses, over the actions."""
+    """Bare means only where there is no time axis: NumPy's flat arrays, lists of finished losses, over the actions, over the
+    numbers of an action or a latent."""
     bare = [line for _, line in code(name) if re.search(r"(?<!masked_)\bmean\(", line)]
     for line in bare:
-        assert re.search(r"flat_|torch\.stack\((critic|actor)_losses\)|advantage\.mean\(-1", line), line
+        assert re.search(r"flat_|torch\.stack\((critic|actor)_losses\)|(advantage|\))\.mean\(-1", line), line
 
 
 def test_style_ddpg_and_td3_are_line_aligned():

@@ -1,0 +1,194 @@
+"""Recorded data sets in Minari's format: what --record writes and offline algorithms read.
+
+A data set holds the environment's own observations and actions, whatever part of them the agent saw and however it scaled
+them: so it opens elsewhere, a published one opens here, and one recording serves every --observe. Minari keeps data sets in
+a folder of its own (its variable MINARI_DATASETS_PATH names another). It is an extra, imported only where it is needed.
+
+Minari's own DataCollector is not used: it needs JAX, and seeds each episode anew, so that a recorded run would be another run
+than one that is not recorded.
+"""
+import os
+import warnings
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+EXAMPLE = "such as hopper/td3-v0: letters, digits, - and _, in folders if you like, and a version at the end"
+
+
+class Episode(NamedTuple):
+    """T steps as an agent would have had them."""
+    state: np.ndarray           # (T + 1, state_dim)
+    action: np.ndarray          # (T, action_dim) in [-1, 1]
+    reward: np.ndarray          # (T,)
+    terminated: np.ndarray      # (T,) bool
+    truncated: np.ndarray       # (T,) bool
+
+
+class Recorder(gym.Wrapper):
+    """Keeps all steps of the environment within, in the form of Minari's buffers."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.episodes = []
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.episodes.append(dict(observations=[np.array(observation)], actions=[], rewards=[], terminations=[], truncations=[]))
+        return observation, info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        step = dict(observations=np.array(observation), actions=np.array(action), rewards=float(reward),
+                    terminations=bool(terminated), truncations=bool(truncated))
+        for name, value in step.items():
+            self.episodes[-1][name].append(value)
+        if terminated or truncated:                                    # arrays take a fifth of the memory
+            self.episodes[-1] = {name: np.array(values) for name, values in self.episodes[-1].items()}
+        return observation, reward, terminated, truncated, info
+
+
+# ---------------------------------------------------------------------- names
+
+def find(flag, name):
+    """The folder of the data set of that name, there or not. Raises ValueError if there can be none."""
+    try:
+        import h5py  # noqa: F401  (Minari's storage)
+        from minari.dataset.minari_dataset import parse_dataset_id
+    except ImportError:
+        raise ValueError(f'--{flag} needs Minari: pip install "minari[hdf5]"') from None
+    try:
+        parse_dataset_id(name)
+    except (ValueError, TypeError):                                    # no such form; no version
+        raise ValueError(f"--{flag}: '{name}' is no name of a data set; give one {EXAMPLE}") from None
+    root = os.environ.get("MINARI_DATASETS_PATH") or os.path.join(os.path.expanduser("~"), ".minari", "datasets")
+    return os.path.join(root, name)
+
+
+def check_free(name):
+    """Raises ValueError, with one line, if no data set of that name can be written. Writes nothing."""
+    path = parent = find("record", name)
+    if os.path.lexists(path):
+        raise ValueError(f"--record: there is a data set '{name}' already; choose another name or version, or delete it "
+                         f"(minari delete {name})")
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent) or "."
+    if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
+        raise ValueError(f"--record: {path} cannot be written; set MINARI_DATASETS_PATH to another folder")
+
+
+# ---------------------------------------------------------------------- writing
+
+def save(recorder, name, policy, command):
+    """Write what was recorded, if there is anything, as a new data set, and say so.
+
+    An episode that is still running counts as truncated.
+    """
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    episodes = [episode for episode in recorder.episodes if len(episode["rewards"])]
+    if not episodes:
+        return
+    for episode in episodes:
+        episode["truncations"][-1] |= not episode["terminations"][-1]
+    returns, steps = [sum(e["rewards"]) for e in episodes], sum(len(e["rewards"]) for e in episodes)
+    env = recorder.env
+    said = f"{len(episodes)} episodes, {steps} steps, mean return {np.mean(returns):.1f}"
+    try:
+        env.spec.to_json()
+        source = env
+    except (ValueError, TypeError):                                    # registered as a class: that cannot be written down
+        source = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                # it would like an author and a link
+        minari.create_dataset_from_buffers(
+            name, [EpisodeBuffer(id=i, **episode) for i, episode in enumerate(episodes)], source,
+            observation_space=env.observation_space, action_space=env.action_space, algorithm_name=policy,
+            description=f"{policy} in {env.spec.id}: {said}. Recorded by: {command}")
+    print(f"data set {name} written: {said}")
+
+
+# ---------------------------------------------------------------------- reading
+
+def load(name, env, seed):
+    """The episodes of a data set, as an agent in `env` (by make_env) would have had them.
+
+    What disturbs observations is drawn once, from a generator with this seed. Actions are clipped to the environment's bounds.
+
+    Raises:
+        ValueError: one line that says what is wrong with the data set and what would be right
+    """
+    path = find("dataset", name)
+    if not os.path.isdir(os.path.join(path, "data")):
+        raise ValueError(f"--dataset: there is no data set '{name}' ({path}); `minari download {name}` fetches a published one, "
+                         f"--record {name} with another --policy records one")
+
+    def refuse(what):
+        raise ValueError(f"--dataset: '{name}' {what}")
+    import minari
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = minari.load_dataset(name)
+            source, space, actions = dataset.env_spec, dataset.observation_space, dataset.action_space
+            raw = [episode for episode in dataset if len(episode)] if dataset.total_steps else []
+        except Exception as error:                                     # whatever a damaged file may lead to
+            refuse(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); record or download it again")
+
+    env_id, inner = env.unwrapped.spec.id, env.env.env                 # within what make_env adds
+    if source is not None and source.id != env_id:
+        refuse(f"was recorded in {source.id}, not in {env_id}; give --env {source.id} or another data set")
+    for what, there, here in (("observations", space, inner.observation_space), ("actions", actions, inner.action_space)):
+        if not same_space(there, here):
+            refuse(f"has {what} in {describe(there)}, {env_id} has them in {describe(here)}; give the --env it was recorded in")
+    if not raw:
+        refuse("is empty; record or download another")
+
+    rng, episodes = np.random.default_rng(seed), []
+    for episode in raw:
+        numbers = dict(observations=episode.observations, actions=episode.actions, rewards=episode.rewards)
+        for what, values in numbers.items():
+            if len(values) != len(episode) + (what == "observations"):
+                refuse(f"has {len(values)} {what} in episode {episode.id} of {len(episode)} steps; record or download it again")
+            if not np.isfinite(values).all():
+                refuse(f"has NaN or infinity among the {what} of episode {episode.id}; record it again, or make a data set "
+                       "without that episode")
+        terminated, truncated = episode.terminations.astype(bool), episode.truncations.astype(bool)
+        truncated[-1] |= not terminated[-1]                            # the recording ended before the episode did
+        state = np.stack([env.disturb(observation, rng) for observation in episode.observations])
+        action = env.env.inverse(episode.actions).astype(np.float32)
+        episodes.append(Episode(state, action, episode.rewards.astype(np.float32), terminated, truncated))
+    return episodes
+
+
+def same_space(one, other):
+    """Do two spaces hold the same things, whatever precision they are written in?"""
+    if isinstance(one, gym.spaces.Box) and isinstance(other, gym.spaces.Box):
+        return one.shape == other.shape and np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+    return one == other
+
+
+def describe(space):
+    return " ".join(str(space).split())
+
+
+def summary(episodes):
+    """What there is, by name."""
+    returns = [float(e.reward.sum()) for e in episodes]
+    return {"episodes": len(episodes), "steps": sum(len(e.reward) for e in episodes), "mean return": round(np.mean(returns), 1)}
+
+
+def rows(episodes):
+    """Rows that a buffer needs for them: one per step, and one more per episode."""
+    return sum(len(e.reward) + int((e.terminated | e.truncated).sum()) for e in episodes)
+
+
+def fill(buffer, episodes):
+    """Add all steps to a buffer of one stream that stores no hidden states."""
+    hidden = np.zeros((1, 0), np.float32)
+    for e in episodes:
+        for t in range(len(e.reward)):
+            now, after = slice(t, t + 1), slice(t + 1, t + 2)          # (1, dim)
+            buffer.add(e.state[now], e.action[now], e.reward[now], e.state[after], e.terminated[now], e.truncated[now],
+                       hidden, hidden)
