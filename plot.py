@@ -278,9 +278,12 @@ def delta_q_panels(groups):
     """Panels of Delta-Q, of the lines that have it; each measurement stands for a return in its run's curve."""
     panels = []
     for end in ("first", "last"):
-        lines = [Group(g.policy, g.memory, g.flags, runs) for g in groups
-                 if (runs := [replace(run, curve=run.staleness[end]) for run in g.runs if run.staleness[end]])]
-        panels.append((f"{end} trained step of a window", [g for g in lines if g.steps]))     # seeds may share no step
+        lines = []
+        for g in groups:
+            runs = [replace(run, curve=run.staleness[end]) for run in g.runs if run.staleness[end]]
+            if runs and set.intersection(*[set(run.curve) for run in runs]):   # seeds may share no step
+                lines.append(replace(g, runs=runs))
+        panels.append((f"{end} trained step of a window", lines))
     return panels
 
 

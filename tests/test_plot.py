@@ -352,3 +352,47 @@ def test_a_run_of_ones_own_takes_the_place_of_the_reference(results, capsys):
     runs = plot.read_results(str(results))
     assert sorted((run.config["seed"], run.curve[0]) for run in runs) == [(0, 5.0), (1, 2.0)]
     assert "repeats the flags" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- stale hidden states
+
+def write_staleness(path, rows):
+    """rows: step, Delta-Q at the first, at the last trained step; None where no window could be measured."""
+    with open(path + ".staleness.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "windows", "left_out", "delta_q_first", "delta_q_last"])
+        writer.writerows([step, 0 if first is None else 64, 0, first, last] for step, first, last in rows)
+
+
+def test_a_second_figure_of_the_runs_that_measured_it(results, capsys):
+    write_staleness(write_run(results, seed=0, **recurrent()), [(5_003, 0.5, 0.1), (10_000, "nan", 0.2), (15_001, 0.7, 0.3)])
+    write_staleness(write_run(results, seed=1, staleness=True, **recurrent()),
+                    [(5_001, 0.3, 0.3), (10_002, 0.1, 0.1), (15_000, 0.1, 0.5)])
+    write_staleness(write_run(results, **recurrent(hidden_init="stored")), [(5_000, None, None)])
+    write_run(results)
+    write_run(results, observe="positions")
+    [groups, _] = plot.group_runs(plot.read_results(results)).values()
+    first, last = plot.delta_q_panels(groups)
+    assert [g.label() for g in first[1]] == [g.label() for g in last[1]] == ["TD3, LSTM actor and critic"]
+    assert first[1][0].steps == [5_000, 15_000] and np.allclose(first[1][0].returns, [[0.5, 0.7], [0.3, 0.1]])
+    assert np.allclose(last[1][0].returns, [[0.1, 0.3], [0.3, 0.5]])
+    draw(results)
+    assert capsys.readouterr().err == ""
+    names = [f"{HOPPER}_full", f"{HOPPER}_full_staleness", f"{HOPPER}_positions"]
+    plots = results.parent / "plots"
+    assert sorted(path.stem for path in plots.glob("*.png")) == names
+    assert imread(plots / f"{names[1]}.png").std() > 0.05
+
+
+def test_measurements_of_seeds_that_share_no_step_are_not_drawn(results):
+    for seed, step in enumerate((5_000, 10_000)):
+        write_staleness(write_run(results, seed=seed, **recurrent()), [(step, 0.5, 0.1)])
+    draw(results)
+    assert [path.stem for path in (results.parent / "plots").glob("*.png")] == [f"{HOPPER}_full"]
+
+
+def test_damaged_measurements_are_one_line(results, capsys):
+    write_run(results, seed=0)
+    write_staleness(write_run(results, seed=1, name="bad"), [(5_000, "much", 0.1)])
+    assert len(plot.read_results(results)) == 1
+    assert capsys.readouterr().err.startswith(f"warning: {results}/bad.staleness.csv is missing or damaged")
