@@ -219,7 +219,7 @@ def test_acts_by_the_best_of_its_candidates(small):
 def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
     """Generative model: the actor's core, encoder and decoder. Critic: the critic. Perturbation: its own layers."""
     agent, buffer, _ = make_off_policy(BCQ, **RECURRENT, seq_len=4, burn_in=2)
-    actor, seen = agent.actor, []
+    actor, seen, critic_grads = agent.actor, [], []
     parts = {"core": actor.core, "encoder": actor.encoder, "decoder": actor.decoder, "perturbation": actor.perturbation,
              "critic": agent.critic, "critic_target": agent.critic_target, "perturbation_target": agent.perturbation_target}
 
@@ -235,6 +235,7 @@ def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
             moved = {part for part, net in parts.items()
                      if not all(torch.equal(a, b) for a, b in zip(before[part], net.parameters(), strict=True))}
             seen.append((name, reached, moved))
+            critic_grads.append([p.grad.clone() for p in agent.critic.parameters() if p.grad is not None])
         monkeypatch.setattr(optimizer, "step", watched)
     watch(agent.actor_optimizer, "actor")
     watch(agent.critic_optimizer, "critic")
@@ -244,6 +245,7 @@ def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
     assert vae == vae_moved == {"core", "encoder", "decoder"}
     assert critic == vae | {"critic"} and critic_moved == {"critic"}   # what is left of the step before
     assert perturbation == {"perturbation", "critic"} and perturbation_moved == {"perturbation"}
+    assert all(torch.equal(a, b) for a, b in zip(critic_grads[1], critic_grads[2], strict=True))   # not added to
 
 
 def test_padding_changes_nothing(small):
@@ -319,15 +321,18 @@ def test_loaded_agent_bootstraps_from_what_was_loaded(small):
 # ---------------------------------------------------------------------- recording and loading
 
 class Mixed(gym.Env):
-    """Random observations; some episodes terminate, the others run into the time limit. Counts all steps ever taken."""
+    """Random observations, all in one array; some episodes terminate, the others run into the time limit. Counts all steps
+    ever taken."""
     steps = 0
 
     def __init__(self):
+        self.seen = np.zeros(4, np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
         self.action_space = gym.spaces.Box(np.array([-1, 10], np.float32), np.array([3, 20], np.float32))
 
     def observe(self):
-        return self.np_random.normal(size=4).astype(np.float32)
+        self.seen[:] = self.np_random.normal(size=4)
+        return self.seen
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -385,6 +390,7 @@ def test_what_is_loaded_is_what_was_lived_through(world, observe, monkeypatch):
     assert np.array_equal(lived.first[0, :episodes], loaded.first[0, :episodes]) and loaded.newest[0] + 1 == episodes
     ends = lived.rows[lived.last[0, :episodes - 1], -1]
     assert 2 < ends.sum() < len(ends) - 2                              # terminated and truncated ones
+    assert minari.load_dataset("mixed/td3-v0")[-1].truncations[-1]
 
 
 def test_a_data_set_holds_what_the_environment_said(world, monkeypatch):
@@ -451,6 +457,17 @@ def test_environments_are_recovered(env_id, world):
     assert dataset.total_steps == 50 and "toys/random-v3" in minari.list_local_datasets()
 
 
+def test_an_episode_without_an_end_is_truncated(world):
+    """In a data set from elsewhere, also in its middle."""
+    env = record("TestMixed-v0", "x-v0", 60)
+
+    def edit(file):
+        file["episode_1"]["terminations"][-1] = file["episode_1"]["truncations"][-1] = False
+    change("x-v0", edit)
+    episodes = data.load("x-v0", env, 0)
+    assert not episodes[1].terminated.any() and episodes[1].truncated.tolist() == [False] * (len(episodes[1].reward) - 1) + [True]
+
+
 def test_noise_on_a_data_set_is_seeded(world):
     env = record("Pendulum-v1", "x-v0", 300)
     env = envs.make_env("Pendulum-v1", obs_noise=0.1, flicker=0.2)
@@ -465,7 +482,7 @@ def test_noise_on_a_data_set_is_seeded(world):
 def test_a_saved_policy_is_recorded(world, explore, tmp_path, capsys):
     """--test --record: as many episodes as --eval_episodes. With --explore its actions are noisy, but never those of the
     random start."""
-    world(*ONLINE, "--save_model", "--start_timesteps", "120", "--expl_noise", "0.05")
+    world(*ONLINE, "--save_model", "--start_timesteps", "120", "--expl_noise", "0.05", "--record", "mixed/td3-v0")
     model, = glob.glob(str(tmp_path / "results" / "*.best.pt"))
     before = sorted(os.listdir(tmp_path / "results"))
     capsys.readouterr()
@@ -482,6 +499,8 @@ def test_a_saved_policy_is_recorded(world, explore, tmp_path, capsys):
                            for e in episodes])
     assert len(episodes) == 20 and np.abs(away).max() < (0.3 if explore else 1e-5)
     assert not explore or away.std() == pytest.approx(0.05, abs=0.02)
+    world("--test", "--load_model", model)                             # is not recorded because its training was
+    assert list(minari.list_local_datasets()) == ["mixed/saved-v0", "mixed/td3-v0"]
 
 
 def test_training_never_steps_the_environment(world, tmp_path, monkeypatch, capsys):
@@ -616,6 +635,9 @@ def test_a_data_set_with_other_spaces(what, shown, refused):
 @pytest.mark.filterwarnings("ignore")
 def test_an_empty_data_set(refused):
     minari.create_dataset_from_buffers("x-v0", [], envs.make_env("TestMixed-v0").env.env)
+    refused([*OFFLINE, "--dataset", "x-v0"], ["'x-v0' is empty", "another"])
+    with open(os.path.join(change("x-v0", lambda file: None), "main_data.hdf5"), "w"):
+        pass                                                           # as a collector leaves it that never stepped
     refused([*OFFLINE, "--dataset", "x-v0"], ["'x-v0' is empty", "another"])
 
 
