@@ -6,7 +6,8 @@
 One figure per environment and observation (PLOTS_DIR/ENV_OBSERVATION.png), one line per algorithm and core. Runs whose
 flags agree, but for the seed and what does not touch the training (BOOKKEEPING), are the seeds of one line. A label names
 the flags that differ from the algorithm's defaults; those that all lines of a figure share stand in its caption instead.
-More than MAX_LINES lines are spread over panels: each algorithm's cores, and what each flag changes.
+More than MAX_LINES lines are spread over panels: each algorithm's cores, and what each flag changes. Where some runs are much
+longer than others, the first steps of all lines stand beside the whole.
 
     line    mean over seeds of each seed's mean return, at the steps where every one of its seeds was evaluated
     band    95% percentile-bootstrap interval of that mean: whole seeds are resampled; with one seed there is none
@@ -40,6 +41,7 @@ from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
+FAR = 3                                                                # runs so many times as long as others get a panel more
 BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "threads", "eval_freq",
                "eval_episodes", "explore", "record", "staleness"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
@@ -204,10 +206,14 @@ def group_runs(runs):
 # ---------------------------------------------------------------------- drawing
 
 def split(groups, shared):
-    """Panels of a figure: [(title, groups)]. One if there are few lines, else one per set of flags changed: the lines that
-    change them, beside those that change less and are else the same."""
+    """Panels of a figure: [(title, groups)]. One if there are few lines, or two if some of these are much longer than others.
+    Else one per set of flags changed: the lines that change them, beside those that change less and are else the same."""
     if len(groups) <= MAX_LINES:
-        return [("", groups)]
+        lengths = [g.steps[-1] for g in groups]
+        brief = min(lengths)
+        if not 0 < FAR * brief <= max(lengths):
+            return [("", groups)]
+        return [(f"the first {short(brief)} steps", [first_steps(g, brief) for g in groups]), ("all steps", groups)]
     panels = {}
     for g in groups:
         changed = ", ".join([g.policy, *[k for k in g.flags if k not in shared]])
@@ -216,6 +222,12 @@ def split(groups, shared):
             other.memory in ("feed-forward", g.memory))
     return [(title, [groups[i] for i in sorted(panel)]) for title, panel in panels.items()
             if not any(panel < larger for larger in panels.values())]
+
+
+def first_steps(group, upto):
+    """A line up to a step."""
+    return replace(group, runs=[replace(run, curve={step: x for step, x in run.curve.items() if step <= upto},
+                                        finished=run.finished or max(run.curve) > upto) for run in group.runs])
 
 
 def draw_panel(ax, groups, shared, columns, wrap):
@@ -300,7 +312,8 @@ def figure(title, groups, delta_q=None):
     with matplotlib.style.context(["default", STYLE, {"font.size": size}]):
         fig = Figure(figsize=(10, height), dpi=150, layout="constrained")
         fig.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-        axes = list(fig.subplots(down, across, sharex=True, sharey=not delta_q, squeeze=False).flat)
+        longest = [max(g.steps[-1] for g in lines) for _, lines in panels if lines]
+        axes = list(fig.subplots(down, across, sharex=max(longest) < FAR * min(longest), sharey=not delta_q, squeeze=False).flat)
         for ax, (name, lines) in zip(axes, panels):
             ax.set_title(name, loc="left", size=size)
             draw_panel(ax, lines, shared, columns, wrap)

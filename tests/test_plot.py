@@ -222,17 +222,17 @@ def test_nothing_overlaps_and_nothing_is_cut_off(results, many):
 
 def test_figure_says_what_it_shows(results):
     for seed in range(3):
-        write_run(results, seed=seed, observe="positions", lr=0.5, curve={0: [1] * 4, 5_000: [2] * 4, 200_000: [seed] * 4})
+        write_run(results, seed=seed, observe="positions", lr=0.5, curve={0: [1] * 4, 5_000: [2] * 4, 100_000: [seed] * 4})
     write_run(results, "PPO", observe="positions", lr=0.5, hidden_size=9, finished=False, **recurrent())
     fig, _, _ = drawn(results)
     [ax] = fig.axes
     text = fig._supxlabel.get_text().replace("\n", " ")
     assert fig._suptitle.get_text() == f"{HOPPER}, positions only"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("environment steps", "evaluation return")
-    assert "200k" in [tick.get_text() for tick in ax.get_xticklabels()]
+    assert "100k" in [tick.get_text() for tick in ax.get_xticklabels()]
     legend = [entry.get_text().replace("\u00a0", " ") for entry in ax.get_legend().get_texts()]
     assert legend == ["TD3, feed-forward (3 seeds)", "PPO, LSTM actor and critic, hidden_size=9 (1 seed)"]
-    for words in ("mean over 1 to 3 seeds", "95% bootstrap interval", "2 to 4 per seed", "40k to 200k environment steps",
+    for words in ("mean over 1 to 3 seeds", "95% bootstrap interval", "2 to 4 per seed", "40k to 100k environment steps",
                   "Set for all lines: lr=0.5.", "Unfinished: PPO, LSTM actor and critic, hidden_size=9, seed 0, at 40k."):
         assert words in text, (words, text)
 
@@ -256,6 +256,19 @@ def test_panels_hold_every_line_beside_what_it_is_compared_with(results):
     panels = dict(plot.split(groups, {}))
     assert {title: len(lines) for title, lines in panels.items()} == {"TD3, seq_len": 7, "TD3, hidden_init, critic_hidden": 5}
     assert {id(g) for lines in panels.values() for g in lines} == {id(g) for g in groups}
+
+
+def test_the_first_steps_of_all_stand_beside_much_longer_runs(results):
+    write_run(results, finished=False)                                 # 40k
+    for seed, finished in enumerate([True, False]):
+        write_run(results, "PPO", seed, curve={step: [seed] for step in range(0, 130_000, 10_000)}, finished=finished)
+    fig, _, _ = drawn(results)
+    first, whole = fig.axes
+    assert [ax.get_title(loc="left") for ax in (first, whole)] == ["the first 40k steps", "all steps"]
+    assert max(first.get_xlim()) < 45_000 and max(whole.get_xlim()) > 120_000 and first.get_ylim() == whole.get_ylim()
+    assert [line.get_color() for line in first.lines] == [line.get_color() for line in whole.lines][:-1]
+    crosses = [[line.get_xdata()[-1] for line in ax.lines if line.get_marker() == "x"] for ax in (first, whole)]
+    assert crosses == [[40_000], [40_000, 120_000]]                    # an unfinished run ends where it ends
 
 
 def test_a_run_that_has_only_begun_is_drawn(results):
