@@ -31,6 +31,9 @@ class Recorder(gym.Wrapper):
 
     def __init__(self, env):
         super().__init__(env)
+        if isinstance(env.observation_space, gym.spaces.Tuple):
+            raise ValueError(f"--record: {env.spec.id} has observations of several parts ({describe(env.observation_space)}); "
+                             "only those that are one array or number can be recorded")
         self.episodes = []
 
     def reset(self, *, seed=None, options=None):
@@ -80,20 +83,22 @@ def check_free(name):
 
 # ---------------------------------------------------------------------- writing
 
-def save(recorder, name, policy, command):
-    """Write what was recorded, if there is anything, as a new data set, and say so.
+def save(env, name, policy, command):
+    """Write what was recorded in `env` (by make_env, around a Recorder), if there is anything, as a new data set, and say so.
 
     An episode that is still running counts as truncated.
     """
     import minari
     from minari.data_collector import EpisodeBuffer
-    episodes = [episode for episode in recorder.episodes if len(episode["rewards"])]
+    while not isinstance(env, Recorder):
+        env = env.env
+    episodes = [episode for episode in env.episodes if len(episode["rewards"])]
     if not episodes:
         return
     for episode in episodes:
         episode["truncations"][-1] |= not episode["terminations"][-1]
     returns, steps = [sum(e["rewards"]) for e in episodes], sum(len(e["rewards"]) for e in episodes)
-    env = recorder.env
+    env = env.env
     said = f"{len(episodes)} episodes, {steps} steps, mean return {np.mean(returns):.1f}"
     try:
         env.spec.to_json()
@@ -136,7 +141,9 @@ def load(name, env, seed):
         except Exception as error:                                     # whatever a damaged file may lead to
             refuse(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); record or download it again")
 
-    env_id, inner = env.unwrapped.spec.id, env.env.env                 # within what make_env adds
+    env_id, inner, see = env.unwrapped.spec.id, env.env.env, np.asarray    # within what make_env adds
+    if isinstance(inner, gym.wrappers.FlattenObservation):
+        inner, see = inner.env, inner.observation                      # discrete ones are seen one-hot
     if source is not None and source.id != env_id:
         refuse(f"was recorded in {source.id}, not in {env_id}; give --env {source.id} or another data set")
     for what, there, here in (("observations", space, inner.observation_space), ("actions", actions, inner.action_space)):
@@ -156,7 +163,7 @@ def load(name, env, seed):
                        "without that episode")
         terminated, truncated = episode.terminations.astype(bool), episode.truncations.astype(bool)
         truncated[-1] |= not terminated[-1]                            # the recording ended before the episode did
-        state = np.stack([env.disturb(observation, rng) for observation in episode.observations])
+        state = np.stack([env.disturb(see(observation), rng) for observation in episode.observations])
         action = env.env.inverse(episode.actions).astype(np.float32)
         episodes.append(Episode(state, action, episode.rewards.astype(np.float32), terminated, truncated))
     return episodes

@@ -508,8 +508,7 @@ def main(argv=None):
         sys.exit(130)
     finally:                                                           # also what an interrupted run has recorded
         if run.record:
-            recorded = (eval_env if run.test else envs.envs[0]).env.env
-            data.save(recorded, run.record, run.policy, shlex.join(["python", "main.py", *argv]))
+            data.save(eval_env if run.test else envs.envs[0], run.record, run.policy, shlex.join(["python", "main.py", *argv]))
 
 
 if __name__ == "__main__":

@@ -440,7 +440,7 @@ def record(env_id, name, steps, seed=0):
         _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
         if terminated or truncated:
             env.reset()
-    data.save(env.env.env, name, "random", "by hand")
+    data.save(env, name, "random", "by hand")
     return env
 
 
@@ -455,6 +455,39 @@ def test_environments_are_recovered(env_id, world):
     _, reward, *_ = again.step(episode.actions[0])
     assert again.observation_space.contains(episode.observations[1]) and np.isfinite(reward)
     assert dataset.total_steps == 50 and "toys/random-v3" in minari.list_local_datasets()
+
+
+class Symbols(Mixed):
+    """What it observes is a number of 0 to 4, or two such."""
+
+    def __init__(self, parts=1):
+        super().__init__()
+        number = gym.spaces.Discrete(5)
+        self.observation_space = number if parts == 1 else gym.spaces.Tuple([number] * parts)
+
+    def observe(self):
+        return self.observation_space.sample()
+
+
+gym.register("TestSymbols-v0", "test_BCQ:Symbols", max_episode_steps=8)
+gym.register("TestPairs-v0", "test_BCQ:Symbols", max_episode_steps=8, kwargs=dict(parts=2))
+
+
+def test_discrete_observations_are_kept_raw_and_seen_one_hot(world):
+    env = record("TestSymbols-v0", "symbols/random-v0", 60)
+    raw = [episode.observations for episode in minari.load_dataset("symbols/random-v0")]
+    assert {int(x) for x in np.concatenate(raw)} == set(range(5))
+    for observations, episode in zip(raw, data.load("symbols/random-v0", env, 0)):
+        assert np.array_equal(episode.state, np.eye(5, dtype=np.float32)[observations])
+    world(*OFFLINE, "--env", "TestSymbols-v0", "--dataset", "symbols/random-v0")
+
+
+def test_observations_of_several_parts_are_not_recorded(world, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        world(*ONLINE, "--env", "TestPairs-v0", "--record", "pairs/td3-v0")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "--record: TestPairs-v0 has observations of several parts" in error
+    assert not os.listdir(tmp_path)
 
 
 def test_an_episode_without_an_end_is_truncated(world):
