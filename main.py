@@ -493,10 +493,10 @@ def main(argv=None):
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])
-        except (RuntimeError, KeyError, TypeError, AttributeError):
+            if run.explore:                                            # as it did when it was saved, but not at random
+                agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
+        except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
-    if run.explore:                                                    # as it did when it was saved, but not at random
-        agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
     try:
         if run.test:
             test(run, agent, eval_env, spec)

@@ -469,24 +469,25 @@ class Symbols(Mixed):
         return self.observation_space.sample()
 
 
-gym.register("TestSymbols-v0", "test_BCQ:Symbols", max_episode_steps=8)
-gym.register("TestPairs-v0", "test_BCQ:Symbols", max_episode_steps=8, kwargs=dict(parts=2))
+gym.register("TestNumbers-v0", "test_BCQ:Symbols", max_episode_steps=8)
+gym.register("TestNumberPairs-v0", "test_BCQ:Symbols", max_episode_steps=8, kwargs=dict(parts=2))
 
 
 def test_discrete_observations_are_kept_raw_and_seen_one_hot(world):
-    env = record("TestSymbols-v0", "symbols/random-v0", 60)
+    env = record("TestNumbers-v0", "symbols/random-v0", 60)
     raw = [episode.observations for episode in minari.load_dataset("symbols/random-v0")]
     assert {int(x) for x in np.concatenate(raw)} == set(range(5))
     for observations, episode in zip(raw, data.load("symbols/random-v0", env, 0)):
         assert np.array_equal(episode.state, np.eye(5, dtype=np.float32)[observations])
-    world(*OFFLINE, "--env", "TestSymbols-v0", "--dataset", "symbols/random-v0")
+    world(*OFFLINE, "--env", "TestNumbers-v0", "--dataset", "symbols/random-v0")
 
 
 def test_observations_of_several_parts_are_not_recorded(world, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        world(*ONLINE, "--env", "TestPairs-v0", "--record", "pairs/td3-v0")
+        world(*ONLINE, "--env", "TestNumberPairs-v0", "--record", "pairs/td3-v0")
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and "--record: TestPairs-v0 has observations of several parts" in error
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "--record: TestNumberPairs-v0 has observations of several parts" in error
     assert not os.listdir(tmp_path)
 
 

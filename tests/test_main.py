@@ -244,7 +244,6 @@ def test_help_lists_every_flag(policy, capsys):
     ("--policy DDPG --env CartPole-v1", ["DDPG needs continuous actions", "--policy PPO"]),
     ("--env TestImage-v0", ["TestImage-v0", "Box(8, 8, 3)", "only a Box of one axis"]),
     ("--env TestDict-v0", ["TestDict-v0", "its observation is Dict", "only a Box of one axis"]),
-    ("--policy PPO --env TestDiscreteObservation-v0", ["its observation is Discrete"]),
     ("--policy PPO --env TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box"]),
     ("--env TestUnbounded-v0", ["its actions are Box(-inf, inf", "bounded"]),
     ("--env MountainCarContinuous-v0 --observe positions", ["no mask is known for MountainCarContinuous-v0",
