@@ -214,22 +214,11 @@ def loop(words):
     agent, cfg = make_agent(words)
     envs = main.make_vector_env(ENV, cfg.num_envs)
     buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs)
-    state, _ = envs.reset(seed=0)
-    now = SimpleNamespace(state=state, hidden=np.zeros((cfg.num_envs, agent.hidden_size), np.float32),
-                          row=main.history_row(state, np.zeros((cfg.num_envs, A)), np.zeros(cfg.num_envs), 0))
+    all_steps = main.interact(agent, envs, buffer, cfg, agent.spec, seed=0)
 
     def go(steps):
         for _ in range(steps // cfg.num_envs):
-            action, next_hidden = agent.act(now.row, now.hidden)
-            next_state, reward, terminated, truncated, info = envs.step(action)
-            done, last_state = terminated | truncated, next_state
-            if done.any():
-                last_state = next_state.copy()
-                last_state[done] = np.stack(info["final_obs"][done])
-            buffer.add(now.state, action, reward, last_state, terminated, truncated, now.hidden, next_hidden)
-            keep = 1 - done[:, None]
-            now.state, now.hidden = next_state, next_hidden * keep.astype(np.float32)
-            now.row = main.history_row(now.state, action, reward, keep)
+            next(all_steps)
             while agent.ready(buffer):
                 agent.train(buffer)
     return go
