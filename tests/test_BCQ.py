@@ -344,7 +344,7 @@ class Mixed(gym.Env):
         return self.observe(), self.np_random.normal() + float(action[0]), self.np_random.random() < 0.1, False, {}
 
 
-gym.register("TestMixed-v0", "test_BCQ:Mixed", max_episode_steps=8)
+gym.register("TestMixed-v0", "test_BCQ:Mixed", max_episode_steps=8, disable_env_checker=True)    # it would warn of the one array
 ONLINE = ["--policy", "TD3", "--env", "TestMixed-v0", "--start_timesteps", "40", "--batch_size", "8", "--replay_ratio", "1",
           "--max_timesteps", "150", "--eval_freq", "100", "--eval_episodes", "2", "--hidden_size", "8"]
 OFFLINE = ["--policy", "BCQ", "--env", "TestMixed-v0", "--batch_size", "8", "--max_timesteps", "30", "--eval_freq", "20",
