@@ -19,7 +19,7 @@ import torch.nn as nn
 from torch.distributions import Independent, Normal, OneHotCategorical
 
 from cores import MemoryFlags, flag, make_core, start_hidden
-from utils import MLP, adam, masked_mean
+from utils import MLP, adam, decay_lr, masked_mean
 
 
 @dataclass
@@ -142,9 +142,7 @@ class REINFORCE:
         """One update, a single gradient step on whole episodes, which are then forgotten."""
         cfg = self.cfg
         if cfg.lr_decay:
-            for optimizer in (self.actor_optimizer, self.critic_optimizer):
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * max(0, 1 - self.steps / cfg.max_timesteps)
+            decay_lr((self.actor_optimizer, self.critic_optimizer), 1 - self.steps / cfg.max_timesteps)
 
         # Cut the episodes into windows, in order of time
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)

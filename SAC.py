@@ -22,7 +22,7 @@ import torch.nn as nn
 from torch.nn.functional import softplus
 
 from cores import MemoryFlags, flag, make_core, start_hidden, window_start
-from utils import MLP, adam, masked_mean, soft_update
+from utils import MLP, adam, decay_lr, masked_mean, soft_update
 
 
 @dataclass
@@ -33,6 +33,7 @@ class HyperParameters(MemoryFlags):
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "steps the replay buffer holds")
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
+    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target network follows", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
@@ -94,7 +95,7 @@ class SAC:
         self.target_entropy = -spec.action_dim if cfg.target_entropy is None else cfg.target_entropy
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], cfg.lr)
+        self.alpha_optimizer = torch.optim.Adam([{"params": [self.log_alpha], "initial_lr": cfg.lr}], cfg.lr)
         # The critic's memory is advanced while acting only if windows start from it
         self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own"
         self.hidden_size = self.actor.core.hidden_size + self.critic_remembers * self.critic.core.hidden_size
@@ -130,6 +131,8 @@ class SAC:
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
+        if cfg.lr_decay:
+            decay_lr((self.actor_optimizer, self.critic_optimizer, self.alpha_optimizer), 1 - self.steps / cfg.max_timesteps)
         alpha = self.log_alpha.detach().exp()
 
         # Sample windows of stored steps

@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 
 from cores import MemoryFlags, flag, make_core, start_hidden
-from utils import MLP, adam, masked_mean, soft_update
+from utils import MLP, adam, decay_lr, masked_mean, soft_update
 
 
 @dataclass
@@ -33,6 +33,7 @@ class HyperParameters(MemoryFlags):
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "steps the replay buffer holds")
     lr: float = flag(6e-4, "learning rate of actor and critic")
+    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target networks follow", high=1)
     policy_noise: float = flag(0.2, "TD3: standard deviation of the noise on the target policy")
@@ -124,6 +125,8 @@ class TD3:
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
+        if cfg.lr_decay:
+            decay_lr((self.actor_optimizer, self.critic_optimizer), 1 - self.steps / cfg.max_timesteps)
         self.updates += 1                                                       # TD3: for the delay
 
         # Sample windows of stored steps

@@ -444,6 +444,13 @@ def adam(network, lr, core_lr=None):
     return torch.optim.Adam(groups, fused=True)
 
 
+def decay_lr(optimizers, remaining):
+    """Set the learning rates of `adam`'s optimizers to what they began with times the part of the run that remains."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * max(0, remaining)
+
+
 @torch.no_grad()
 def soft_update(network, target, tau):
     """target <- tau * network + (1 - tau) * target."""

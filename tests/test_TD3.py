@@ -271,6 +271,18 @@ def test_pace(module):
         assert abs(agent.steps_trained - 4 * (120 - 10)) <= 16 + 8 and trained >= 20
 
 
+def test_learning_rates_fall_linearly(module):
+    """--lr_decay: to zero at max_timesteps, those of cores and temperature too; without it none moves."""
+    for decay, expected in ((True, 0.75), (False, 1.0)):
+        agent, buffer, game = make_off_policy(module, steps=50, max_timesteps=400, lr=1e-2, core_lr=1e-3, lr_decay=decay,
+                                              **RECURRENT)
+        agent.train(buffer)                                            # after 100 steps, those of both environments
+        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
+            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 1e-2, expected * 1e-3])
+        if module is SAC:
+            assert agent.alpha_optimizer.param_groups[0]["lr"] == pytest.approx(expected * 1e-2)
+
+
 def test_loaded_agent_bootstraps_from_what_was_loaded(module):
     """--load_model goes on from there: the targets are the loaded networks, not this run's random ones."""
     saved, agent = make_agent(module, seed=0, **RECURRENT), make_agent(module, seed=1, **RECURRENT)
