@@ -53,6 +53,7 @@ class RunFlags:
     obs_noise: float = flag(0.0, "standard deviation of noise on the observation")
     sensor_dropout: float = flag(0.0, "probability that an entry of the observation is zero", high=1)
     device: str = flag("cpu", "cpu or cuda")
+    buffer_on_device: bool = flag(False, "keep a copy of the buffer on the device, so that a batch is gathered there")
     threads: int = flag(1, "Torch threads; these networks are small: one is fastest, and leaves the other cores to other seeds",
                         high=1024)
     results_dir: str = flag("results", "where results are written")
@@ -237,6 +238,8 @@ def check(config, given, module):
             fail(f"--{name} 0 learns nothing; give a positive number")
     if config["device"] not in ("cpu", "cuda"):
         fail(f"--device '{config['device']}' is unknown; there are cpu and cuda")
+    if config["buffer_on_device"] and config["device"] == "cpu":
+        fail("--buffer_on_device needs --device cuda; on the CPU the buffer is where it is used")
     if config["device"] == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: no CUDA device is available to this PyTorch; use --device cpu")
 
@@ -251,7 +254,7 @@ def run_name(run, cfg, module):
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
-              "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record"}
+              "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record"}
     other = [f"{k}={os.path.basename(str(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
@@ -387,10 +390,11 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     size = data.rows(episodes) if offline else agent.buffer_size()
     kind = getattr(module, "BUFFER", Buffer)
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
-    print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full", flush=True)
+    print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full" +
+          (", and as much of the device's memory at once" if run.buffer_on_device else ""), flush=True)
     try:
         buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device,
-                      cfg.stored_precision)
+                      cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)

@@ -42,8 +42,8 @@ from utils import Parser, fail
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 FAR = 2                                                                # runs so many times as long as others get a panel more
-BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "threads", "eval_freq",
-               "eval_episodes", "explore", "record", "staleness"}
+BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "buffer_on_device",
+               "threads", "eval_freq", "eval_episodes", "explore", "record", "staleness"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 

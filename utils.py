@@ -66,9 +66,11 @@ class Buffer:
         seed: of the generator that draws windows
         device: where batches are delivered
         precision: of the hidden states kept, "float32" or "float16"
+        on_device: keep a copy of all rows on the device, so that a batch is gathered there
     """
 
-    def __init__(self, size, state_dim, action_dim, hidden_size, num_envs=1, seed=0, device="cpu", precision="float32"):
+    def __init__(self, size, state_dim, action_dim, hidden_size, num_envs=1, seed=0, device="cpu", precision="float32",
+                 on_device=False):
         self.capacity = max(2, -(-size // num_envs))                   # rows per stream
         self.state_dim, self.action_dim, self.num_envs, self.device = state_dim, action_dim, num_envs, device
         self.hidden_size = hidden_size                                 # 0 where windows never start from a stored state
@@ -77,6 +79,10 @@ class Buffer:
         self.rows = torch.zeros(rows, self.row_size + 1)
         self.hidden = torch.zeros(rows, hidden_size, dtype=torch.float16 if precision == "float16" else None)
         self._rows, self._hidden = self.rows.numpy(), self.hidden.numpy()  # views, to write without tensor overhead
+        self.on_device = on_device
+        if on_device:
+            self.device_rows, self.device_hidden = self.rows.clone().to(device), self.hidden.clone().to(device)
+        self.copied = np.zeros(num_envs, np.int64)                     # position up to which the device has a stream's rows
         # Positions count up forever within a stream; position p lies at p % capacity. Row -> episode -> first, last row
         self.episode = np.zeros((num_envs, self.capacity), np.int32)
         self.max_episodes = self.capacity // 2 + 2
@@ -160,7 +166,7 @@ class Buffer:
             row, hidden, running = self._rows[at].copy(), self._hidden[at].copy(), self.running[env]
             earlier = self._until(env, self.newest[env] % self.max_episodes, self.head[env]) if self.keep_earlier else None
             self.earlier[env] = earlier if running else self.rows[:0, :-1]
-            self.head[env], self.tail[env], self.oldest[env], self.newest[env] = -1, 0, 0, -1
+            self.head[env], self.tail[env], self.oldest[env], self.newest[env], self.copied[env] = -1, 0, 0, -1, 0
             if running:
                 self._begin_episode(env, row[:self.state_dim], hidden)
                 self._rows[env * self.capacity] = row                  # with its previous action and reward
@@ -226,6 +232,8 @@ class Buffer:
 
     def _gather(self, env, start, length, slot, burn_in):
         """Collect windows. One gather; no row outside a window's own episode is touched, not even for padding."""
+        if self.on_device:
+            self._copy_to_device()
         L = int(length.max())
         step = np.arange(L + 1)
         base = env[:, None] * self.capacity
@@ -277,13 +285,27 @@ class Buffer:
         return torch.cat([earlier, self.rows[stored, :-1]])
 
     def _take(self, source, index):
+        if self.on_device:
+            return (self.device_rows if source is self.rows else self.device_hidden)[index.to(self.device)]
         return source[index].to(self.device)
+
+    def _copy_to_device(self):
+        """Bring what was added since the last time, in one piece. The newest row goes again: its hidden state may change."""
+        index = [env * self.capacity + np.arange(max(self.copied[env], self.tail[env]), self.head[env] + 1) % self.capacity
+                 for env in range(self.num_envs)]
+        index = torch.from_numpy(np.concatenate(index))
+        self.device_rows[index.to(self.device)] = self.rows[index].to(self.device)
+        self.device_hidden[index.to(self.device)] = self.hidden[index].to(self.device)
+        self.copied = self.head.clip(0)
 
     def write_hidden(self, batch, states):
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_size)."""
         mask = batch.mask[..., 0].cpu()
         real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
         self.hidden[batch.index[real]] = states.cpu()[real].to(self.hidden.dtype)
+        if self.on_device:
+            index = batch.index[real].to(self.device)
+            self.device_hidden[index] = states[real.to(self.device)].to(self.hidden.dtype)
 
 
 class SumTree:

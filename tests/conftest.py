@@ -193,19 +193,19 @@ LENGTHS = [[7, 1, 12, 3], [2, 9, 1, 5]]                                # of the 
 OFF_POLICY = dict(start_timesteps=0, batch_size=24)
 
 
-def make_off_policy(module, steps=60, size=400, seed=0, **flags):
+def make_off_policy(module, steps=60, size=400, seed=0, on_device=False, **flags):
     """An agent, a buffer that it has filled, and the record of that."""
     agent = make_agent(module, seed=seed, **{**OFF_POLICY, **flags})
-    buffer = make_buffer(agent, size, seed=seed)
+    buffer = make_buffer(agent, size, seed=seed, on_device=on_device)
     game = Toy(agent, buffer, LENGTHS)
     game.play(steps)
     return agent, buffer, game
 
 
-def make_buffer(agent, size=400, num_envs=2, seed=0):
+def make_buffer(agent, size=400, num_envs=2, seed=0, on_device=False):
     kind = getattr(sys.modules[type(agent).__module__], "BUFFER", Buffer)
     return kind(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_size, num_envs, seed, agent.device,
-                agent.cfg.stored_precision if hasattr(agent, "cfg") else "float32")
+                agent.cfg.stored_precision if hasattr(agent, "cfg") else "float32", on_device)
 
 
 def spy(monkeypatch, thing, name):

@@ -313,10 +313,11 @@ def test_a_time_limit_is_no_end(module, flags):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_trains_on_cuda(module):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_trains_on_cuda(module, on_device):
     """With windows of different length, burn-in, and states written back."""
     agent, buffer, _ = make_off_policy(module, device="cuda", seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True,
-                                       **RECURRENT)
+                                       on_device=on_device, **RECURRENT)
     for _ in range(4):
         agent.train(buffer)
     assert all(weight.isfinite().all() and weight.is_cuda for weight in weights_of(agent))

@@ -239,6 +239,7 @@ def test_help_lists_every_flag(policy, capsys):
      ["--hidden_refresh is of no use to REINFORCE", "forgotten"]),
     ("--recurrent --hidden_refresh --hidden_init zero", ["--hidden_refresh needs --hidden_init stored"]),
     ("--device gpu", ["--device 'gpu' is unknown", "cpu and cuda"]),
+    ("--buffer_on_device", ["--buffer_on_device needs --device cuda"]),
     ("--device cuda:0", ["--device 'cuda:0' is unknown"]),
     ("--env CartPole-v1", ["TD3 needs continuous actions", "CartPole-v1 has discrete ones", "--policy PPO"]),
     ("--policy DDPG --env CartPole-v1", ["DDPG needs continuous actions", "--policy PPO"]),

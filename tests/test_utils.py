@@ -14,7 +14,7 @@ from scipy import stats
 
 import TD3
 from envs import EnvSpec
-from utils import MLP, Buffer, adam, fail, load_checkpoint, masked_mean, save_checkpoint, soft_update
+from utils import MLP, Buffer, PrioritisedBuffer, adam, fail, load_checkpoint, masked_mean, save_checkpoint, soft_update
 
 ROOT = pathlib.Path(__file__).parent.parent
 # One-step episodes, long ones, one that the ring has cut, ones still running
@@ -163,6 +163,38 @@ def test_same_seed_same_windows():
     x, y, z = a.sample(200, 5), b.sample(200, 5), c.sample(200, 5)
     assert torch.equal(x.index, y.index) and torch.equal(x.history, y.history)
     assert x.index.shape != z.index.shape or not torch.equal(x.index, z.index)
+
+
+@pytest.mark.parametrize("kind", [Buffer, PrioritisedBuffer])
+def test_a_buffer_on_the_device_draws_the_same(kind):
+    """--buffer_on_device: the copy there follows what is added, overwritten, forgotten and written back, row by row."""
+    def batches(on_device):
+        buffer = kind(60, SPEC.state_dim, SPEC.action_dim, 4, 2, 0, "cpu", "float16", on_device)
+        game = Toy(RandomAgent(), buffer, LENGTHS)
+        for steps in (3, 1, 1, 2, 40, 100, 5, 5):                      # more than the ring holds in between
+            game.play(steps)
+            for burn_in in (0, 2):
+                batch = buffer.sample(20, 5, burn_in)
+                buffer.write_hidden(batch, torch.full((*batch.index.shape, 4), float(len(game.record))))
+                yield batch
+            if steps == 5 and kind is Buffer:                          # a prioritised one never forgets
+                yield buffer.windows(4, 2)
+                buffer.clear()
+    for here, there in zip(batches(False), batches(True), strict=True):
+        for name in here._fields:
+            assert torch.equal(torch.as_tensor(getattr(here, name)), torch.as_tensor(getattr(there, name))), name
+
+
+def test_a_buffer_on_the_device_copies_what_is_new_and_no_more():
+    """A batch is gathered from the device's rows, and one step added is at most two rows of each stream copied."""
+    buffer = Buffer(4000, SPEC.state_dim, SPEC.action_dim, 4, 2, on_device=True)
+    game = Toy(RandomAgent(), buffer, LENGTHS)
+    game.play(500)
+    buffer.sample(10, 3)
+    buffer.device_rows.fill_(7), buffer.device_hidden.fill_(7)
+    game.play(1)
+    batch = buffer.sample(10, 3)
+    assert (buffer.device_rows != 7).all(1).sum() <= 6 and (batch.state == 7).any() and (batch.hidden == 7).any()
 
 
 # ---------------------------------------------------------------------- what is drawn
