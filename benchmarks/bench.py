@@ -1,7 +1,7 @@
 """How fast this project learns, beside a plain implementation and other libraries, in one interleaved run on one core.
 
     python benchmarks/bench.py                     all works: this project and the plain reference
-    python benchmarks/bench.py --peers             stable-baselines3 and sb3-contrib beside them (pip install sb3-contrib)
+    python benchmarks/bench.py --peers             beside them what is installed (pip install sb3-contrib)
     python benchmarks/bench.py W1 W4 --rounds 9    some works, more rounds
     python benchmarks/bench.py --growth            against window length, fill of the buffer, environments and threads
 
@@ -13,6 +13,7 @@ large matrix product, measured in the same run: the floor. One thread; Hopper's 
 import argparse
 import copy
 import functools
+import importlib.util
 import os
 import statistics
 import sys
@@ -31,6 +32,7 @@ from utils import Buffer  # noqa: E402
 S, A = 15, 3
 ENV = "HopperBulletEnv-v0"
 SMALL = "--recurrent --hidden_layers 1 --batch_size 256"
+PEERS = ("stable_baselines3", "sb3_contrib")        # as they are imported
 
 
 # ---------------------------------------------------------------------- what is timed
@@ -170,7 +172,7 @@ def update_work(words, peers, **kind):
         difference = check_same(agent, plain, buffer)
         assert difference < 1e-5, difference
         contenders["plain"] = lambda: plain.train(buffer)
-    if peers and "--recurrent" not in words:
+    if "stable_baselines3" in peers and "--recurrent" not in words:
         from stable_baselines3 import TD3
         from stable_baselines3.common.logger import configure
         peer = TD3("MlpPolicy", main.make_env(ENV), batch_size=agent.cfg.batch_size, buffer_size=20_000, device="cpu",
@@ -188,7 +190,7 @@ def act_work(core, peers):
     agent, _ = make(f"--policy TD3 --recurrent --core {core} --core_size 128 --hidden_layers 2", fill=10)
     row, hidden = np.zeros((1, S + A + 1), np.float32), np.zeros((1, agent.hidden_size), np.float32)
     contenders = {"this project": lambda: agent.act(row, hidden)}
-    if peers and core == "lstm":
+    if "sb3_contrib" in peers and core == "lstm":
         peer = recurrent_ppo(1, 64)
         state, start = None, np.ones(1, bool)
         observation = np.zeros((1, S), np.float32)
@@ -228,7 +230,7 @@ def ppo_work(num_envs, batch_size, peers):
     go = loop(f"--policy PPO --recurrent --core_size 128 --hidden_layers 2 --num_envs {num_envs} "
               f"--rollout_steps {2048 // num_envs} --batch_size {batch_size}")
     contenders = {"this project": lambda: go(2048)}
-    if peers:
+    if "sb3_contrib" in peers:
         peer = recurrent_ppo(num_envs, batch_size)
         contenders["sb3-contrib"] = lambda: peer.learn(2048, reset_num_timesteps=False)
     return contenders, "steps/s", 2048
@@ -336,7 +338,7 @@ def growth(rounds):
         torch.set_num_threads(threads)
         row = []
         for work in ("W1", "W10"):
-            call = WORKS[work][1](False)[0]["this project"]
+            call = WORKS[work][1](())[0]["this project"]
             call()
             start = time.perf_counter()
             for _ in range(10):
@@ -356,13 +358,11 @@ if __name__ == "__main__":
         parser.error(f"unknown work {unknown[0]}; there are {', '.join(WORKS)}")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if args.peers:
-        try:
-            import sb3_contrib  # noqa: F401
-        except ImportError:
-            parser.error("--peers needs stable-baselines3 and sb3-contrib; pip install sb3-contrib")
+    peers = [name for name in PEERS if args.peers and importlib.util.find_spec(name)]
+    if args.peers and not peers:
+        parser.error("--peers needs stable-baselines3 or sb3-contrib; pip install sb3-contrib")
     if args.growth and (args.works or args.peers):
         parser.error("--growth times no works and no peers; leave them out")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    growth(args.rounds) if args.growth else bench(args.works or list(WORKS), args.peers, args.rounds)
+    growth(args.rounds) if args.growth else bench(args.works or list(WORKS), peers, args.rounds)

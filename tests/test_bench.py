@@ -1,4 +1,5 @@
 """The benchmark times the same work: its plain reference computes what this project computes."""
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import bench  # noqa: E402
 
 SMALL = "--hidden_size 8 --batch_size 20"
 RECURRENT = "--recurrent --core_size 4"
+NO_PEERS = pytest.mark.skipif(any(map(importlib.util.find_spec, bench.PEERS)), reason="a peer is installed")
 
 
 @pytest.mark.parametrize("words", ["", f"{RECURRENT} --seq_len 6", f"{RECURRENT} --seq_len 6 --core gru",
@@ -36,7 +38,8 @@ def test_race_takes_turns():
 
 
 @pytest.mark.parametrize("words, message", [("W99", "unknown work W99"), ("W7 --rounds 0", "at least 1"),
-                                            ("W7 --growth", "--growth times no works")])
+                                            ("W7 --growth", "--growth times no works"),
+                                            pytest.param("W7 --peers", "pip install sb3-contrib", marks=NO_PEERS)])
 def test_bad_arguments_are_one_line(words, message):
     result = subprocess.run([sys.executable, os.path.join(HERE, "benchmarks", "bench.py"), *words.split()],
                             capture_output=True, text=True)
