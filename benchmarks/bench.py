@@ -1,7 +1,7 @@
 """How fast this project learns, beside a plain implementation and other libraries, in one interleaved run on one core.
 
     python benchmarks/bench.py                     all works: this project and the plain reference
-    python benchmarks/bench.py --peers             beside them what is installed (pip install sb3-contrib)
+    python benchmarks/bench.py --peers             beside them what is installed (pip install sb3-contrib torchrl)
     python benchmarks/bench.py W1 W4 --rounds 9    some works, more rounds
     python benchmarks/bench.py --growth            against window length, fill of the buffer, environments and threads
 
@@ -14,6 +14,7 @@ import argparse
 import copy
 import functools
 import importlib.util
+import logging
 import os
 import statistics
 import sys
@@ -32,7 +33,7 @@ from utils import Buffer  # noqa: E402
 S, A = 15, 3
 ENV = "HopperBulletEnv-v0"
 SMALL = "--recurrent --hidden_layers 1 --batch_size 256"
-PEERS = ("stable_baselines3", "sb3_contrib")        # as they are imported
+PEERS = ("stable_baselines3", "sb3_contrib", "torchrl")        # as they are imported
 
 
 # ---------------------------------------------------------------------- what is timed
@@ -183,7 +184,92 @@ def update_work(words, peers, **kind):
             peer.replay_buffer.add(rng.normal(size=(1, S)), rng.normal(size=(1, S)), rng.normal(size=(1, A)), np.ones(1),
                                    np.zeros(1), [{}])
         contenders["stable-baselines3"] = lambda: peer.train(gradient_steps=1, batch_size=agent.cfg.batch_size)
+    if "torchrl" in peers and agent.cfg.core != "mingru" and agent.cfg.hidden_init == "zero":
+        contenders["torchrl"] = torchrl_td3(agent.cfg, buffer.windows("full"))[1]
     return contenders, "ms", update_flops(agent)
+
+
+def torchrl_network(cfg, name, reads, writes):
+    """A network of torchrl's: a core where one is asked for, an MLP over its output and what it reads, tanh for an action.
+
+    A core reads the previous action beside the observation, as this project's; the MLP after it then does, too.
+    """
+    from tensordict.nn import TensorDictModule, TensorDictSequential
+    from torchrl.modules import MLP, GRUModule, LSTMModule
+    observation = S + A * cfg.recurrent_actor
+    layers, width = [], observation + A * ("action" in reads)
+    if cfg.recurrent_actor:
+        module, states = {"lstm": (LSTMModule, "hc"), "gru": (GRUModule, "h")}[cfg.core]
+        states = [f"{name}_{state}" for state in states]
+        layers = [module(observation, cfg.core_size, in_keys=["observation", *states],
+                         out_keys=[f"{name}_memory", *(("next", state) for state in states)])]
+        reads, width = [f"{name}_memory", *reads], width + cfg.core_size
+    mlp = MLP(width, A if writes == "action" else 1, num_cells=[cfg.hidden_size] * cfg.hidden_layers, activation_class=nn.ReLU)
+    layers.append(TensorDictModule(mlp, reads, [writes]))
+    if writes == "action":
+        layers.append(TensorDictModule(nn.Tanh(), [writes], [writes]))
+    return TensorDictSequential(*layers)
+
+
+def torchrl_td3(cfg, steps):
+    """torchrl's TD3 on the steps of a Buffer's whole episodes: its loss module, which holds the weights, and an update.
+
+    Its loss holds two whole critics, so each twin unrolls a core of its own, and it runs the second one in the actor's loss
+    too: more arithmetic than this project's update, by about a quarter in W1 and W2 and a tenth in W4. The losses are the same.
+    """
+    from tensordict import TensorDict
+    from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
+    from torchrl.modules import set_recurrent_mode
+    from torchrl.objectives import SoftUpdate, TD3Loss
+    logging.getLogger("torchrl").setLevel(logging.WARNING)             # it would announce its storage amid the table
+    actor = torchrl_network(cfg, "actor", ["observation"], "action")
+    critic = torchrl_network(cfg, "critic", ["observation", "action"], "state_action_value")
+    loss = TD3Loss(actor, critic, bounds=(-torch.ones(A), torch.ones(A)), policy_noise=cfg.policy_noise,
+                   noise_clip=cfg.noise_clip, loss_function="l2", deactivate_vmap=True)    # vmap knows no LSTM and saves no time
+    loss.make_value_estimator(gamma=cfg.discount)
+    target = SoftUpdate(loss, tau=cfg.tau)
+    actor_optimizer = torch.optim.Adam(loss.actor_network_params.flatten_keys().values(), lr=cfg.lr)
+    critic_optimizer = torch.optim.Adam(loss.qvalue_network_params.flatten_keys().values(), lr=cfg.lr)
+    observation = steps.history[..., :S + A * cfg.recurrent_actor]
+    sampler = SliceSampler(slice_len=cfg.seq_len, end_key=("next", "done")) if cfg.recurrent_actor else None
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps.steps), sampler=sampler, batch_size=cfg.batch_size)
+    buffer.extend(TensorDict(dict(
+        observation=observation[:, :-1], action=steps.action, is_init=steps.end.roll(1, 1),    # episodes' ends -> their starts
+        next=dict(observation=observation[:, 1:], reward=steps.reward, done=steps.end, terminated=steps.not_done == 0),
+    ), steps.reward.shape[:2]).flatten())
+    updates = 0
+
+    def descend(optimizer, objective):
+        optimizer.zero_grad()
+        objective[0].backward()
+        optimizer.step()
+
+    def update():
+        nonlocal updates
+        updates += 1
+        batch = buffer.sample()
+        if cfg.recurrent_actor:
+            batch = batch.reshape(-1, cfg.seq_len)                     # all equally long: spares it cutting and padding
+        with set_recurrent_mode(True):
+            descend(critic_optimizer, loss.value_loss(batch))
+            if updates % cfg.policy_freq == 0:
+                descend(actor_optimizer, loss.actor_loss(batch))
+                target.step()
+    return loss, update
+
+
+def torchrl_act(cfg):
+    """One step of torchrl's recurrent actor, array to array like `act`, but without exploration noise."""
+    from tensordict import TensorDict
+    actor = torchrl_network(cfg, "actor", ["observation"], "action")
+    observation, first = np.zeros((1, S + A), np.float32), torch.zeros(1, 1, dtype=torch.bool)
+    states = {key: torch.zeros(1, 1, cfg.core_size) for key in actor.in_keys if key in ("actor_h", "actor_c")}
+
+    @torch.no_grad()
+    def act():
+        step = actor(TensorDict(dict(observation=torch.as_tensor(observation), is_init=first, **states), [1]))
+        return step["action"].numpy(), step["next"]
+    return act
 
 
 def act_work(core, peers):
@@ -195,6 +281,8 @@ def act_work(core, peers):
         state, start = None, np.ones(1, bool)
         observation = np.zeros((1, S), np.float32)
         contenders["sb3-contrib"] = lambda: peer.predict(observation, state, start)
+    if "torchrl" in peers and core != "mingru":
+        contenders["torchrl"] = torchrl_act(agent.cfg)
     return contenders, "ms", None
 
 
@@ -360,7 +448,7 @@ if __name__ == "__main__":
         parser.error("--rounds must be at least 1")
     peers = [name for name in PEERS if args.peers and importlib.util.find_spec(name)]
     if args.peers and not peers:
-        parser.error("--peers needs stable-baselines3 or sb3-contrib; pip install sb3-contrib")
+        parser.error("--peers needs sb3-contrib, torchrl or both; pip install sb3-contrib torchrl")
     if args.growth and (args.works or args.peers):
         parser.error("--growth times no works and no peers; leave them out")
     torch.set_num_threads(1)
