@@ -1,7 +1,7 @@
 """How fast this project learns, beside a plain implementation and other libraries, in one interleaved run on one core.
 
     python benchmarks/bench.py                     all works: this project and the plain reference
-    python benchmarks/bench.py --peers             stable-baselines3 and sb3-contrib beside them (pip install sb3-contrib)
+    python benchmarks/bench.py --peers             beside them what is installed (pip install sb3-contrib torchrl)
     python benchmarks/bench.py W1 W4 --rounds 9    some works, more rounds
     python benchmarks/bench.py --growth            against window length, fill of the buffer, environments and threads
 
@@ -13,6 +13,8 @@ large matrix product, measured in the same run: the floor. One thread; Hopper's 
 import argparse
 import copy
 import functools
+import importlib.util
+import logging
 import os
 import statistics
 import sys
@@ -31,6 +33,7 @@ from utils import Buffer  # noqa: E402
 S, A = 15, 3
 ENV = "HopperBulletEnv-v0"
 SMALL = "--recurrent --hidden_layers 1 --batch_size 256"
+PEERS = ("stable_baselines3", "sb3_contrib", "torchrl")        # as they are imported
 
 
 # ---------------------------------------------------------------------- what is timed
@@ -170,7 +173,7 @@ def update_work(words, peers, **kind):
         difference = check_same(agent, plain, buffer)
         assert difference < 1e-5, difference
         contenders["plain"] = lambda: plain.train(buffer)
-    if peers and "--recurrent" not in words:
+    if "stable_baselines3" in peers and "--recurrent" not in words:
         from stable_baselines3 import TD3
         from stable_baselines3.common.logger import configure
         peer = TD3("MlpPolicy", main.make_env(ENV), batch_size=agent.cfg.batch_size, buffer_size=20_000, device="cpu",
@@ -181,18 +184,105 @@ def update_work(words, peers, **kind):
             peer.replay_buffer.add(rng.normal(size=(1, S)), rng.normal(size=(1, S)), rng.normal(size=(1, A)), np.ones(1),
                                    np.zeros(1), [{}])
         contenders["stable-baselines3"] = lambda: peer.train(gradient_steps=1, batch_size=agent.cfg.batch_size)
+    if "torchrl" in peers and agent.cfg.core != "mingru" and agent.cfg.hidden_init == "zero":
+        contenders["torchrl"] = torchrl_td3(agent.cfg, buffer.windows("full"))[1]
     return contenders, "ms", update_flops(agent)
+
+
+def torchrl_network(cfg, name, reads, writes):
+    """A network of torchrl's: a core where one is asked for, an MLP over its output and what it reads, tanh for an action.
+
+    A core reads the previous action beside the observation, as this project's; the MLP after it then does, too.
+    """
+    from tensordict.nn import TensorDictModule, TensorDictSequential
+    from torchrl.modules import MLP, GRUModule, LSTMModule
+    observation = S + A * cfg.recurrent_actor
+    layers, width = [], observation + A * ("action" in reads)
+    if cfg.recurrent_actor:
+        module, states = {"lstm": (LSTMModule, "hc"), "gru": (GRUModule, "h")}[cfg.core]
+        states = [f"{name}_{state}" for state in states]
+        layers = [module(observation, cfg.core_size, in_keys=["observation", *states],
+                         out_keys=[f"{name}_memory", *(("next", state) for state in states)])]
+        reads, width = [f"{name}_memory", *reads], width + cfg.core_size
+    mlp = MLP(width, A if writes == "action" else 1, num_cells=[cfg.hidden_size] * cfg.hidden_layers, activation_class=nn.ReLU)
+    layers.append(TensorDictModule(mlp, reads, [writes]))
+    if writes == "action":
+        layers.append(TensorDictModule(nn.Tanh(), [writes], [writes]))
+    return TensorDictSequential(*layers)
+
+
+def torchrl_td3(cfg, steps):
+    """torchrl's TD3 on the steps of a Buffer's whole episodes: its loss module, which holds the weights, and an update.
+
+    Its loss holds two whole critics, so each twin unrolls a core of its own, and it runs the second one in the actor's loss
+    too: more arithmetic than this project's update, by about a quarter in W1 and W2 and a tenth in W4. The losses are the same.
+    """
+    from tensordict import TensorDict
+    from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
+    from torchrl.modules import set_recurrent_mode
+    from torchrl.objectives import SoftUpdate, TD3Loss
+    logging.getLogger("torchrl").setLevel(logging.WARNING)             # it would announce its storage amid the table
+    actor = torchrl_network(cfg, "actor", ["observation"], "action")
+    critic = torchrl_network(cfg, "critic", ["observation", "action"], "state_action_value")
+    loss = TD3Loss(actor, critic, bounds=(-torch.ones(A), torch.ones(A)), policy_noise=cfg.policy_noise,
+                   noise_clip=cfg.noise_clip, loss_function="l2", deactivate_vmap=True)    # vmap knows no LSTM and saves no time
+    loss.make_value_estimator(gamma=cfg.discount)
+    target = SoftUpdate(loss, tau=cfg.tau)
+    actor_optimizer = torch.optim.Adam(loss.actor_network_params.flatten_keys().values(), lr=cfg.lr)
+    critic_optimizer = torch.optim.Adam(loss.qvalue_network_params.flatten_keys().values(), lr=cfg.lr)
+    observation = steps.history[..., :S + A * cfg.recurrent_actor]
+    sampler = SliceSampler(slice_len=cfg.seq_len, end_key=("next", "done")) if cfg.recurrent_actor else None
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps.steps), sampler=sampler, batch_size=cfg.batch_size)
+    buffer.extend(TensorDict(dict(
+        observation=observation[:, :-1], action=steps.action, is_init=steps.end.roll(1, 1),    # episodes' ends -> their starts
+        next=dict(observation=observation[:, 1:], reward=steps.reward, done=steps.end, terminated=steps.not_done == 0),
+    ), steps.reward.shape[:2]).flatten())
+    updates = 0
+
+    def descend(optimizer, objective):
+        optimizer.zero_grad()
+        objective[0].backward()
+        optimizer.step()
+
+    def update():
+        nonlocal updates
+        updates += 1
+        batch = buffer.sample()
+        if cfg.recurrent_actor:
+            batch = batch.reshape(-1, cfg.seq_len)                     # all equally long: spares it cutting and padding
+        with set_recurrent_mode(True):
+            descend(critic_optimizer, loss.value_loss(batch))
+            if updates % cfg.policy_freq == 0:
+                descend(actor_optimizer, loss.actor_loss(batch))
+                target.step()
+    return loss, update
+
+
+def torchrl_act(cfg):
+    """One step of torchrl's recurrent actor, array to array like `act`, but without exploration noise."""
+    from tensordict import TensorDict
+    actor = torchrl_network(cfg, "actor", ["observation"], "action")
+    observation, first = np.zeros((1, S + A), np.float32), torch.zeros(1, 1, dtype=torch.bool)
+    states = {key: torch.zeros(1, 1, cfg.core_size) for key in actor.in_keys if key in ("actor_h", "actor_c")}
+
+    @torch.no_grad()
+    def act():
+        step = actor(TensorDict(dict(observation=torch.as_tensor(observation), is_init=first, **states), [1]))
+        return step["action"].numpy(), step["next"]
+    return act
 
 
 def act_work(core, peers):
     agent, _ = make(f"--policy TD3 --recurrent --core {core} --core_size 128 --hidden_layers 2", fill=10)
     row, hidden = np.zeros((1, S + A + 1), np.float32), np.zeros((1, agent.hidden_size), np.float32)
     contenders = {"this project": lambda: agent.act(row, hidden)}
-    if peers and core == "lstm":
+    if "sb3_contrib" in peers and core == "lstm":
         peer = recurrent_ppo(1, 64)
         state, start = None, np.ones(1, bool)
         observation = np.zeros((1, S), np.float32)
         contenders["sb3-contrib"] = lambda: peer.predict(observation, state, start)
+    if "torchrl" in peers and core != "mingru":
+        contenders["torchrl"] = torchrl_act(agent.cfg)
     return contenders, "ms", None
 
 
@@ -228,7 +318,7 @@ def ppo_work(num_envs, batch_size, peers):
     go = loop(f"--policy PPO --recurrent --core_size 128 --hidden_layers 2 --num_envs {num_envs} "
               f"--rollout_steps {2048 // num_envs} --batch_size {batch_size}")
     contenders = {"this project": lambda: go(2048)}
-    if peers:
+    if "sb3_contrib" in peers:
         peer = recurrent_ppo(num_envs, batch_size)
         contenders["sb3-contrib"] = lambda: peer.learn(2048, reset_num_timesteps=False)
     return contenders, "steps/s", 2048
@@ -336,7 +426,7 @@ def growth(rounds):
         torch.set_num_threads(threads)
         row = []
         for work in ("W1", "W10"):
-            call = WORKS[work][1](False)[0]["this project"]
+            call = WORKS[work][1](())[0]["this project"]
             call()
             start = time.perf_counter()
             for _ in range(10):
@@ -356,13 +446,11 @@ if __name__ == "__main__":
         parser.error(f"unknown work {unknown[0]}; there are {', '.join(WORKS)}")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if args.peers:
-        try:
-            import sb3_contrib  # noqa: F401
-        except ImportError:
-            parser.error("--peers needs stable-baselines3 and sb3-contrib; pip install sb3-contrib")
+    peers = [name for name in PEERS if args.peers and importlib.util.find_spec(name)]
+    if args.peers and not peers:
+        parser.error("--peers needs sb3-contrib, torchrl or both; pip install sb3-contrib torchrl")
     if args.growth and (args.works or args.peers):
         parser.error("--growth times no works and no peers; leave them out")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    growth(args.rounds) if args.growth else bench(args.works or list(WORKS), args.peers, args.rounds)
+    growth(args.rounds) if args.growth else bench(args.works or list(WORKS), peers, args.rounds)

@@ -1,4 +1,5 @@
 """The benchmark times the same work: its plain reference computes what this project computes."""
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import bench  # noqa: E402
 
 SMALL = "--hidden_size 8 --batch_size 20"
 RECURRENT = "--recurrent --core_size 4"
+NO_PEERS = pytest.mark.skipif(any(map(importlib.util.find_spec, bench.PEERS)), reason="a peer is installed")
 
 
 @pytest.mark.parametrize("words", ["", f"{RECURRENT} --seq_len 6", f"{RECURRENT} --seq_len 6 --core gru",
@@ -29,6 +31,27 @@ def test_the_plain_reference_sees_a_wrong_update():
     assert bench.check_same(agent, plain, buffer) > 1e-4
 
 
+@pytest.mark.parametrize("words", ["", f"{RECURRENT} --seq_len 5", f"{RECURRENT} --seq_len 5 --core gru"])
+def test_torchrl_learns(words):
+    pytest.importorskip("torchrl")
+    agent, buffer = bench.make(f"--policy TD3 {words} {SMALL}", fill=60, episode=15)
+    loss, update = bench.torchrl_td3(agent.cfg, buffer.windows("full"))
+    before = {name: weight.clone() for name, weight in loss.named_parameters()}
+    targets = loss.target_qvalue_network_params.clone()
+    update()
+    update()
+    assert all((weight != before[name]).any() for name, weight in loss.named_parameters())
+    assert (loss.target_qvalue_network_params != targets).any()
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_torchrl_acts(core):
+    pytest.importorskip("torchrl")
+    _, cfg = bench.make_agent(f"--policy TD3 {RECURRENT} --core {core} {SMALL}")
+    action, after = bench.torchrl_act(cfg)()
+    assert action.shape == (1, bench.A) and after["actor_h"].any()
+
+
 def test_race_takes_turns():
     turns = []
     times = bench.race({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 3, budget=0)
@@ -36,7 +59,8 @@ def test_race_takes_turns():
 
 
 @pytest.mark.parametrize("words, message", [("W99", "unknown work W99"), ("W7 --rounds 0", "at least 1"),
-                                            ("W7 --growth", "--growth times no works")])
+                                            ("W7 --growth", "--growth times no works"),
+                                            pytest.param("W7 --peers", "pip install sb3-contrib torchrl", marks=NO_PEERS)])
 def test_bad_arguments_are_one_line(words, message):
     result = subprocess.run([sys.executable, os.path.join(HERE, "benchmarks", "bench.py"), *words.split()],
                             capture_output=True, text=True)
