@@ -28,6 +28,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from checkpoint import Replayable
+
 # Which entries of the observation are positions and which velocities (Ni et al. 2022; contact flags count as positions)
 KEEP = {
     "HopperBulletEnv-v0": ([0, 1, 2, 6, 7, 8, 10, 12, 14], [3, 4, 5, 9, 11, 13]),
@@ -217,7 +219,8 @@ def make_vector_env(env_id, num_envs, wrap=None, **observation):
     """`num_envs` environments stepped one after the other. At an episode's end it resets within the same step, and the
     true last observation is in info["final_obs"]. PyBullet's step is too short for worker processes to pay."""
     with quiet():
-        return SyncVectorEnv([partial(make_env, env_id, wrap, **observation)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        make = partial(make_env, env_id, wrap, **observation)
+        return SyncVectorEnv([lambda: Replayable(make())] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def env_spec(env):

@@ -10,7 +10,7 @@ Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN
 with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them.
 """
 import argparse
-import csv
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -32,10 +32,11 @@ import torch
 from tqdm import tqdm
 
 import data
+from checkpoint import Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from staleness import Staleness
-from utils import Buffer, Parser, fail, load_checkpoint, save_checkpoint
+from utils import Buffer, Parser, fail, load_checkpoint, save_checkpoint, write_file
 
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 
@@ -59,6 +60,8 @@ class RunFlags:
     results_dir: str = flag("results", "where results are written")
     staleness: bool = flag(False, "measure how stale the hidden states are that training starts from, every eval_freq steps")
     overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
+    checkpoint_freq: int = flag(20_000, "steps between checkpoints, which are kept until the run has finished; 0: none", low=0)
+    resume: bool = flag(False, "go on from the last checkpoint of an interrupted run of the same flags; without one, start it")
     save_model: bool = flag(False, "save the last and the best model beside the results")
     load_model: str = flag("", "model file to start from, or to test")
     test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
@@ -200,6 +203,12 @@ def check(config, given, module):
             given_as = name if config[name] is True else f"{name} {config[name]}"
             fail(f"--{given_as} is of no use to {module.__name__}: {why}")
     offline = getattr(module, "OFFLINE", False)
+    if config["resume"]:
+        for name in ("overwrite", "test", "record"):
+            if config[name]:
+                fail(f"--resume goes on with a run, and --{name} " +
+                     dict(overwrite="replaces it", test="trains nothing",
+                          record="needs all of its episodes, from the first one on")[name] + "; drop one of the two")
     if config["explore"] and not config["test"]:
         fail("--explore is for --test; training explores anyway")
     if config["explore"] and offline:
@@ -254,7 +263,8 @@ def run_name(run, cfg, module):
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
-              "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record"}
+              "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record", "resume",
+              "checkpoint_freq"}
     other = [f"{k}={os.path.basename(str(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
@@ -268,40 +278,64 @@ class Results:
 
     def __init__(self, run, cfg, module):
         self.path = os.path.join(run.results_dir, run_name(run, cfg, module))
-        for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt")):
-            if os.path.exists(old) and not run.overwrite:
-                fail(f"{old} exists; add --overwrite to replace it, or choose another --results_dir or --seed")
+        for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt", ".checkpoint")):
+            if os.path.exists(old) and not (run.overwrite or run.resume):
+                fail(f"{old} exists; add --resume to go on with that run, --overwrite to replace it, or choose another "
+                     "--results_dir or --seed")
         try:
             os.makedirs(run.results_dir, exist_ok=True)
-            self.file = open(self.path + ".csv", "w", newline="")
-            if os.path.exists(self.path + ".staleness.csv"):           # of the earlier run; this one may not write any
-                os.remove(self.path + ".staleness.csv")
+            write_file(self.path + ".new", b"")                        # can it be written?
+            os.remove(self.path + ".new")
         except OSError as error:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["step", "episode", "return", "length", "seconds"])
+        self.lines = ["step,episode,return,length,seconds"]
         self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
                          versions={**{p: importlib.metadata.version(p) for p in
                                       ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")},
                                    "python": platform.python_version(), "machine": processor()})
         self.start = time.time()
-        self.write_info()
 
-    def write_info(self):
-        with open(self.path + ".json.new", "w") as file:
-            json.dump(self.info, file, indent=1)
-        os.replace(self.path + ".json.new", self.path + ".json")
+    def finished(self):
+        """Has a run of this name come to its end?"""
+        try:
+            with open(self.path + ".json") as file:
+                return json.load(file).get("finished") is True and os.path.exists(self.path + ".csv")
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def begin(self):
+        """Start a new run's files in place of those of the same name."""
+        for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
+            with contextlib.suppress(OSError):
+                os.remove(self.path + end)
+        self.write()
+
+    def write(self):
+        """Both files whole, each in one piece: what is there is never half of one."""
+        with keep_going("the results"):
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            write_file(self.path + ".csv", "".join(f"{line}\n" for line in self.lines).encode())
+            write_file(self.path + ".json", json.dumps(self.info, indent=1).encode())
 
     def add(self, step, returns, lengths):
         seconds = time.time() - self.start
-        for episode, (ret, length) in enumerate(zip(returns, lengths)):
-            self.writer.writerow([step, episode, f"{ret:.3f}", length, f"{seconds:.1f}"])
-        self.file.flush()
+        self.lines += [f"{step},{episode},{ret:.3f},{length},{seconds:.1f}"
+                       for episode, (ret, length) in enumerate(zip(returns, lengths))]
+        self.write()
 
     def finish(self):
-        self.file.close()
         self.info.update(finished=True, seconds=round(time.time() - self.start, 1))
-        self.write_info()
+        self.write()
+
+    def save(self):
+        """For a checkpoint."""
+        return {"lines": self.lines, "seconds": time.time() - self.start, "resumed": self.info.get("resumed", [])}
+
+    def restore(self, saved, step):
+        """Go on where a checkpoint was written: what was evaluated after it will be evaluated again."""
+        self.lines, self.start = saved["lines"], time.time() - saved["seconds"]
+        self.info["resumed"] = [*saved["resumed"], step]
+        self.write()
 
 
 def commit():
@@ -362,25 +396,44 @@ def test(run, agent, env, spec):
           f"(mean length {np.mean(lengths):.0f})")
 
 
-def interact(agent, envs, buffer, cfg, spec, seed):
-    """Act, step, add: yields, after each step of all environments, how many steps there have been."""
-    state, _ = envs.reset(seed=seed)
-    row = history_row(state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
-    hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
-    for step in range(cfg.num_envs, cfg.max_timesteps + cfg.num_envs, cfg.num_envs):
-        action, next_hidden = agent.act(row, hidden)
-        next_state, reward, terminated, truncated, info = envs.step(action)
-        done = terminated | truncated
-        last_state = next_state
-        if done.any():                                                 # next_state is then the next episode's first
-            last_state = next_state.copy()
-            last_state[done] = np.stack(info["final_obs"][done])
-        buffer.add(state, action, reward, last_state, terminated, truncated, hidden, next_hidden)
+class Interaction:
+    """Act, step, add. Iterating over it takes steps and yields how many there have been, over all environments."""
 
-        keep = 1 - done[:, None]                                       # a new episode starts from an empty memory
-        state, hidden = next_state, next_hidden * keep.astype(np.float32)
-        row = history_row(state, action, reward, keep)
-        yield step
+    def __init__(self, agent, envs, buffer, cfg, spec, seed):
+        self.agent, self.envs, self.buffer, self.cfg = agent, envs, buffer, cfg
+        self.step = 0
+        self.state, _ = envs.reset(seed=seed)
+        self.row = history_row(self.state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
+        self.hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
+
+    def __iter__(self):
+        while self.step < self.cfg.max_timesteps:
+            action, next_hidden = self.agent.act(self.row, self.hidden)
+            next_state, reward, terminated, truncated, info = self.envs.step(action)
+            done = terminated | truncated
+            last_state = next_state
+            if done.any():                                             # next_state is then the next episode's first
+                last_state = next_state.copy()
+                last_state[done] = np.stack(info["final_obs"][done])
+            self.buffer.add(self.state, action, reward, last_state, terminated, truncated, self.hidden, next_hidden)
+
+            keep = 1 - done[:, None]                                   # a new episode starts from an empty memory
+            self.state, self.hidden = next_state, next_hidden * keep.astype(np.float32)
+            self.row = history_row(self.state, action, reward, keep)
+            self.step += self.cfg.num_envs
+            yield self.step
+
+    def save(self):
+        """For a checkpoint."""
+        return {"environments": [env.save() for env in self.envs.envs],
+                **{name: torch.from_numpy(getattr(self, name)) for name in ("state", "row", "hidden")}}
+
+    def restore(self, saved, step):
+        self.step = step
+        for env, its in zip(self.envs.envs, saved["environments"], strict=True):
+            env.restore(its)
+        for name in ("state", "row", "hidden"):
+            setattr(self, name, saved[name].numpy())
 
 
 def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
@@ -398,36 +451,67 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
-    staleness = Staleness(results.path, run.eval_freq, agent, buffer) if run.staleness else None
+    if run.resume and results.finished():
+        print(f"{results.path}.csv is there already: this run has finished")
+        return
     if offline:
         data.fill(buffer, episodes)
         results.info["data"] = data.summary(episodes)
-        results.write_info()
         print(f"data set {cfg.dataset}: {', '.join(f'{k} {v:,}' for k, v in results.info['data'].items())}", flush=True)
-    unit = "update" if offline else "step"
-    best, report = -math.inf, ""
-    # A bar on a terminal; in a file a line per evaluation
-    bar = tqdm(total=cfg.max_timesteps, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    staleness = Staleness(results.path, run.eval_freq, agent, buffer) if run.staleness else None
+    interaction = None if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed)
+    config = {**asdict(run), **asdict(cfg)}
+    best, report, step = -math.inf, "", 0
 
-    def evaluation(step):
+    # Go on from a checkpoint, or start
+    checkpoints = Checkpoints(results.path, None if offline else buffer)
+    saved = resume(checkpoints, config) if run.resume else checkpoints.remove()
+    if saved:
+        step, best = saved["step"], saved["best"]
+        set_state(agent, saved["agent"])
+        set_state(buffer, saved["buffer"])
+        results.restore(saved["results"], step)
+        if staleness:
+            staleness.restore(saved["staleness"])
+        if not offline:
+            interaction.restore(saved["interaction"], step)
+        set_random_state(saved["random"])                              # last: nothing may be drawn before the next step
+        print(f"going on from step {step:,}", flush=True)
+    else:
+        results.begin()
+        if staleness:
+            staleness.write()
+
+    def checkpoint():
+        state = dict(step=step, best=best, config=config, agent=state_of(agent), buffer=state_of(buffer), random=random_state(),
+                     results=results.save(), staleness=staleness and staleness.save(),
+                     interaction=None if offline else interaction.save())
+        with keep_going(f"the checkpoint of step {step:,}"):
+            checkpoints.save(step, state)
+
+    unit = "update" if offline else "step"
+    first = step
+    # A bar on a terminal; in a file a line per evaluation
+    bar = tqdm(total=cfg.max_timesteps, initial=step, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def evaluation():
         nonlocal best, report
         returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
         results.add(step, returns, lengths)
         if run.save_model:
-            config = {**asdict(run), **asdict(cfg)}
-            save_checkpoint(results.path + ".last.pt", agent, config, step)
-            if np.mean(returns) > best:
-                save_checkpoint(results.path + ".best.pt", agent, config, step)
-        best = max(best, np.mean(returns))
-        seconds = time.time() - results.start
+            with keep_going("the model"):
+                save_checkpoint(results.path + ".last.pt", agent, config, step)
+                if np.mean(returns) > best:
+                    save_checkpoint(results.path + ".best.pt", agent, config, step)
+        best = max(best, float(np.mean(returns)))
         report = f"return {np.mean(returns):.1f}"
         if bar.disable:
-            progress = f", {step / seconds:.0f} {unit}s/s, {max(0, cfg.max_timesteps / step - 1) * seconds / 60:.1f} min left" \
-                if step else ""
+            pace = (step - first) / (time.time() - started)
+            progress = f", {pace:.0f} {unit}s/s, {max(0, cfg.max_timesteps - step) / pace / 60:.1f} min left" if pace else ""
             print(f"{unit} {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
         bar.set_postfix_str(report)
 
-    def update(step):
+    def update():
         if run.staleness:
             staleness.measure_if_due(step)
         losses = agent.train(buffer)
@@ -435,17 +519,29 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
             bar.close()
             fail_nan(step, losses, results.path, run)
 
-    evaluation(0)
+    def due(freq):
+        return freq and step // freq > (step - cfg.num_envs) // freq
+
+    started = time.time()
+    if not saved:
+        evaluation()
     try:
-        for step in range(1, cfg.max_timesteps + 1) if offline else interact(agent, envs, buffer, cfg, spec, run.seed):
-            if offline:
-                update(step)
-            else:
-                while agent.ready(buffer):
-                    update(step)
-            bar.update(cfg.num_envs)
-            if step // run.eval_freq > (step - cfg.num_envs) // run.eval_freq or step >= cfg.max_timesteps:
-                evaluation(step)
+        with Stop() as stop:
+            for step in range(first + 1, cfg.max_timesteps + 1) if offline else interaction:
+                if offline:
+                    update()
+                else:
+                    while agent.ready(buffer):
+                        update()
+                bar.update(cfg.num_envs)
+                if due(run.eval_freq) or step >= cfg.max_timesteps:
+                    evaluation()
+                keep = run.checkpoint_freq and not run.record and step < cfg.max_timesteps
+                if keep and (due(run.checkpoint_freq) or stop.signal):
+                    checkpoint()
+                if stop.signal and step < cfg.max_timesteps:
+                    bar.close()
+                    raise Stopped(stop.signal, keep)
     except Exception:                                                  # such as a distribution that refuses NaN
         weights = [float(weight.detach().abs().max()) for weight in [*agent.actor.parameters(), *agent.critic.parameters()]]
         if all(weight < 1e6 for weight in weights):
@@ -454,7 +550,24 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         fail_nan(step, {"the largest weight": np.max(weights)}, results.path, run)
     bar.close()
     results.finish()
+    checkpoints.remove()
     print(f"{results.path}.csv written, best evaluation {best:.1f}")
+
+
+def resume(checkpoints, config):
+    """The newest whole checkpoint of a run, its rows already in the buffer, or None. Exits with 2 if it is of other flags."""
+    try:
+        saved = checkpoints.load()
+    except ValueError as error:
+        fail(f"--resume: {error}")
+    if saved is None:
+        print("no checkpoint of this run is there: it starts from the beginning", flush=True)
+        return None
+    may_differ = ("resume", "overwrite", "checkpoint_freq", "save_model", "results_dir")
+    for name, value in saved["config"].items():
+        if name not in may_differ and config.get(name) != value:
+            fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
+    return saved
 
 
 def fail_nan(step, losses, path, run):
@@ -506,6 +619,10 @@ def main(argv=None):
             test(run, agent, eval_env, spec)
         else:
             train(run, cfg, module, agent, envs, eval_env, spec, episodes)
+    except Stopped as stopped:
+        print("interrupted: " + ("go on with the same command and --resume" if stopped.kept else
+                                 "evaluations so far are kept, but no checkpoint"), file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         kept = "" if run.test else ": evaluations so far are kept" + (", and the last model" if run.save_model else "")
         print("\n" * sys.stderr.isatty() + "interrupted" + kept, file=sys.stderr)

@@ -43,7 +43,8 @@ LAST = 5                                                               # evaluat
 MAX_LINES = 8                                                          # in a figure of one panel
 FAR = 2                                                                # runs so many times as long as others get a panel more
 BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "buffer_on_device",
-               "threads", "eval_freq", "eval_episodes", "explore", "record", "staleness"}
+               "threads", "eval_freq", "eval_episodes", "explore", "record", "staleness",
+               "checkpoint_freq", "resume"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 

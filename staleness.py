@@ -24,13 +24,14 @@ Off-policy, windows are drawn from the buffer as training draws them; those whos
 have no h* and are left out. On-policy, they are the rollout's before its first update; the buffer keeps what came before it.
 Random numbers are the measurement's own: with and without it a run is the same, to the bit.
 """
-import csv
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from checkpoint import keep_going
 from cores import start_hidden
+from utils import write_file
 
 WINDOWS = 64                                                           # in a measurement, at most
 CHUNK = 128                                                            # steps of the past unrolled at once: bounds the memory
@@ -44,17 +45,28 @@ class Staleness:
     def __init__(self, path, freq, agent, buffer):
         self.path, self.freq, self.due, self.agent, self.buffer = path + ".staleness.csv", freq, freq, agent, buffer
         buffer.keep_earlier = True
-        with open(self.path, "w", newline="") as file:
-            csv.writer(file).writerow(COLUMNS)
+        self.lines = [",".join(COLUMNS)]
 
     def measure_if_due(self, step):
         """To be called before every update."""
         if step < self.due:
             return
         self.due = step - step % self.freq + self.freq
-        row = measure(self.agent, self.buffer, np.random.default_rng(step))
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow({"step": step} | row)
+        row = {"step": step} | measure(self.agent, self.buffer, np.random.default_rng(step))
+        self.lines.append(",".join(str(row.get(column, "")) for column in COLUMNS))
+        self.write()
+
+    def write(self):
+        with keep_going("the staleness"):
+            write_file(self.path, "".join(f"{line}\n" for line in self.lines).encode())
+
+    def save(self):
+        """For a checkpoint."""
+        return {"due": self.due, "lines": self.lines}
+
+    def restore(self, saved):
+        self.due, self.lines = saved["due"], saved["lines"]
+        self.write()
 
 
 def windows_of(agent, buffer, rng):

@@ -1,5 +1,7 @@
 """Mechanism that every algorithm shares: buffers of sequences, masked means, network heads, optimizers, checkpoints."""
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
@@ -78,6 +80,7 @@ class Buffer:
         rows = self.capacity * num_envs
         self.rows = torch.zeros(rows, self.row_size + 1)
         self.hidden = torch.zeros(rows, hidden_size, dtype=torch.float16 if precision == "float16" else None)
+        self.changed = np.zeros(rows, bool)                            # since the last checkpoint
         self._rows, self._hidden = self.rows.numpy(), self.hidden.numpy()  # views, to write without tensor overhead
         self.on_device = on_device
         if on_device:
@@ -102,7 +105,7 @@ class Buffer:
     @staticmethod
     def bytes_needed(size, state_dim, action_dim, hidden_size, precision="float32"):
         """RAM for `size` rows, all included."""
-        return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_size + 4 + 8)
+        return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_size + 4 + 8 + 1)
 
     def __len__(self):
         """Steps stored."""
@@ -118,7 +121,9 @@ class Buffer:
         """
         for env in range(self.num_envs):
             if self.running[env]:
-                self._hidden[env * self.capacity + self.head[env] % self.capacity] = hidden[env, :self.hidden_size]
+                newest = env * self.capacity + self.head[env] % self.capacity
+                self._hidden[newest] = hidden[env, :self.hidden_size]
+                self.changed[newest] = True
             else:
                 self._begin_episode(env, state[env], hidden[env])
             at = self._append(env)
@@ -157,6 +162,7 @@ class Buffer:
         self.last[env, slot] = position
         at = position % self.capacity
         self.episode[env, at] = slot
+        self.changed[env * self.capacity + at] = True
         return env * self.capacity + at
 
     def clear(self):
@@ -303,6 +309,7 @@ class Buffer:
         mask = batch.mask[..., 0].cpu()
         real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
         self.hidden[batch.index[real]] = states.cpu()[real].to(self.hidden.dtype)
+        self.changed[batch.index[real].numpy()] = True
         if self.on_device:
             index = batch.index[real].to(self.device)
             self.device_hidden[index] = states[real.to(self.device)].to(self.hidden.dtype)
@@ -481,10 +488,25 @@ def soft_update(network, target, tau):
 
 # ---------------------------------------------------------------------- checkpoints
 
+def write_file(path, payload):
+    """Write bytes such that at no time there is half a file of this name. Raises OSError, and leaves what was there."""
+    try:
+        with open(path + ".new", "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".new", path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".new")
+        raise
+
+
 def save_checkpoint(path, agent, config, step):
-    """Write one dictionary: what is needed to rebuild the agent. To a new file first, so that a crash leaves the old one."""
-    torch.save({"config": config, "step": step, "agent": agent.state_dict()}, path + ".new")
-    os.replace(path + ".new", path)
+    """Write one dictionary: what is needed to rebuild the agent."""
+    file = io.BytesIO()
+    torch.save({"config": config, "step": step, "agent": agent.state_dict()}, file)
+    write_file(path, file.getbuffer())
 
 
 def load_checkpoint(path):

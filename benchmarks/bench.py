@@ -304,7 +304,7 @@ def loop(words):
     agent, cfg = make_agent(words)
     envs = main.make_vector_env(ENV, cfg.num_envs)
     buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs)
-    all_steps = main.interact(agent, envs, buffer, cfg, agent.spec, seed=0)
+    all_steps = iter(main.Interaction(agent, envs, buffer, cfg, agent.spec, seed=0))
 
     def go(steps):
         for _ in range(steps // cfg.num_envs):

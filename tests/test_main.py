@@ -673,7 +673,7 @@ def test_interrupted_run_keeps_what_it_had(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"interrupted: evaluations so far are kept, and the last model\n", err)
+    assert err == "stopping after this step; once more to stop at once\ninterrupted: go on with the same command and --resume\n"
     path, = {str(tmp_path / name[:-len(".csv")]) for name in os.listdir(tmp_path) if name.endswith(".csv")}
     rows = evaluations(path)
     assert len(rows) >= 6 and rows[0][0] == "0" and rows[-1][1] == "1"
