@@ -90,7 +90,9 @@ def state_of(thing):
             value = torch.from_numpy(value.nodes)
         elif isinstance(value, torch.nn.Parameter):
             value = value.detach()
-        elif not isinstance(value, (bool, int, float, list, torch.Tensor)):
+        elif isinstance(value, list):                                  # a view would be saved with all that it is a view of
+            value = [x.clone() if torch.is_tensor(x) else x for x in value]
+        elif not isinstance(value, (bool, int, float, torch.Tensor)):
             raise TypeError(f"{type(thing).__name__}.{name}: checkpoint.py does not know how to save a {type(value).__name__}")
         state[name] = value
     return state
