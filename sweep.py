@@ -21,8 +21,9 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
 `main.py ... --resume`, and what it says goes to RUN.log beside its results. If its worker or node dies it goes on elsewhere
 from its last checkpoint, up to --retries times; if main.py itself gives up (bad input, NaN) it has failed. Ctrl-C and SIGTERM
-let each run write a checkpoint; the same command goes on, and leaves what is finished alone. On a cluster, code and results
-must lie on a file system that all nodes see at the same path.
+let each run write a checkpoint; the same command goes on, and leaves what is finished alone. So it does after the death of a
+cluster's first node, which no sweep survives. On a cluster, code and results must lie on a file system that all nodes see at
+the same path.
 
 No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: a
 process holds a lock on its RUN.log as long as it lives, and the next one waits for it. That needs a file system with flock
@@ -41,6 +42,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -187,10 +189,13 @@ class Pool:
             fail("sweep.py runs on Ray, which is not installed; pip install ray (--dry_run works without)")
         where = dict(address=address) if address else dict(address="local", num_cpus=cores, include_dashboard=False)
         try:
+            if address:                                                # else Ray tries for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
         except Exception as error:                                     # of many kinds
-            fail((f"--address {address}: this machine must be a node of a Ray cluster with that address, see ray start" if address
-                  else "Ray does not start on this machine") + f" ({' '.join(str(error).split())[:150]})")
+            fail((f"--address {address} must be HOST:PORT of a Ray cluster, as ray start prints it, and this machine a node of it"
+                  if address else "Ray does not start on this machine") + f" ({' '.join(str(error).split())[:150]})")
         self.ray, self.running = ray, {}
         self.work = ray.remote(num_cpus=1, max_retries=0)(work)        # retries are counted in `go`
 

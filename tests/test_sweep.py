@@ -159,6 +159,15 @@ def test_without_ray_it_says_how_to_install_it(study, capsys, monkeypatch, tmp_p
     assert re.fullmatch(r"error: [^\n]*pip install ray[^\n]*\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "here", "127.0.0.1:", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers(address, study, capsys, tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([study("seeds = [0]\n" + ARM), "--results_dir", str(tmp_path / "results"), "--address", address])
+    assert stop.value.code == 2
+    assert re.fullmatch(rf"error: --address {address} must be HOST:PORT [^\n]*\n", capsys.readouterr().err)
+
+
 # ---------------------------------------------------------------------- the order of things
 
 class Puppets:
@@ -303,6 +312,25 @@ def test_time_left():
     assert sweep.Display(runs).count(1) == "2 done, 1 running, 0 failed, 1 waiting, about 1 min left"
     runs[0].seconds = runs[1].seconds = 605
     assert sweep.Display(runs).count(9).endswith("about 10 min left")  # two runs, so no more than two of the cores
+
+
+def test_table_on_a_terminal(capsys, monkeypatch, tmp_path):
+    """It is drawn over itself, is no wider and no higher than the terminal, and what happened stays above it."""
+    runs = some_runs([str(tmp_path / name) for name in "abc"])
+    for run in runs[:2]:
+        run.state, run.began = "running", time.time() - 90
+        (tmp_path / f"{os.path.basename(run.path)}.log").write_text(f"step 1\nstep 2 of {run.path}, slowly\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for width, height, rows in ((79, 24, 3), (30, 4, 2)):
+        monkeypatch.setattr(sweep.shutil, "get_terminal_size", lambda size=(width, height): size)
+        display = sweep.Display(runs)
+        display.show(2)
+        table = capsys.readouterr().out.splitlines()
+        assert len(table) == rows and max(map(len, table)) < width and table[0] == display.count()[:width - 1]
+        assert table[1].startswith("   1.5 min  step 2 of " + str(tmp_path)[:5])
+        display.say("news")
+        display.show(2)
+        assert capsys.readouterr().out.splitlines() == [f"\x1b[{rows}F\x1b[Jnews", *table]
 
 
 # ---------------------------------------------------------------------- one run's process
@@ -481,7 +509,7 @@ def test_a_node_dies(study, start_sweep, tmp_path):
 
 
 def test_stop_and_go_on(study, start_sweep, tmp_path):
-    path, folder = study(toml_of([0, 1], [*ARMS[0], "--max_timesteps", "1000"])), tmp_path / "results"
+    path, folder = study(toml_of([0, 1], [*ARMS[0], "--max_timesteps", "2000"])), tmp_path / "results"
     driver = start_sweep(path, "--cores", 1, "--results_dir", folder)
     until(lambda: any("step 100 " in log.read_text() for log in folder.glob("*.log")), 300)
     driver.send_signal(signal.SIGTERM)
@@ -496,5 +524,5 @@ def test_stop_and_go_on(study, start_sweep, tmp_path):
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0 and err == "" and "2 done, 0 running, 0 failed, 0 waiting" in out.splitlines()[-1]
     assert "\ngoing on from step " in log.read_text()
-    once_more(log.stem, tmp_path / "again", "--max_timesteps", "1000")
+    once_more(log.stem, tmp_path / "again", "--max_timesteps", "2000")
     assert results(tmp_path / "again") == {log.stem: results(folder)[log.stem]}
