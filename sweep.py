@@ -1,0 +1,357 @@
+"""Run a grid of trainings, declared in one TOML file, on the cores of this machine or of a Ray cluster.
+
+    pip install ray                                             (for all but --dry_run)
+    python sweep.py studies/pilot.toml                          (on this machine)
+    python sweep.py studies/pilot.toml --address HOST:PORT      (on a Ray cluster, called on one of its nodes)
+    python sweep.py studies/pilot.toml --dry_run                (print the commands)
+
+The file holds main.py's flags, without the dashes. A list is an axis of the grid, and every combination is run:
+
+    seeds = [0, 1, 2]
+
+    [common]                                                    # for all runs
+    env = ["Cue10-v0", "Cue30-v0"]
+    algorithm = [{policy = "TD3", lr = 1e-3}, {policy = "PPO"}] # a table in a list sets several flags; its name is free
+
+    [[runs]]                                                    # any number of these; one has precedence over [common]
+    name = "window length"                                      # for messages, may be left out
+    recurrent = true
+    seq_len = [1, 8, "full"]
+
+All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
+`main.py ... --resume`, and what it says goes to RUN.log beside its results. If its worker or node dies it goes on elsewhere
+from its last checkpoint, up to --retries times; if main.py itself gives up (bad input, NaN) it has failed. Ctrl-C and SIGTERM
+let each run write a checkpoint; the same command goes on, and leaves what is finished alone. So it does after the death of a
+cluster's first node, which no sweep survives. On a cluster, code and results must lie on a file system that all nodes see at
+the same path.
+
+No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: a
+process holds a lock on its RUN.log as long as it lives, and the next one waits for it. That needs a file system with flock
+(NFS, and Lustre mounted with it); a main.py that is started by hand takes no lock. On Linux a process whose worker dies gets
+SIGTERM, so that it does not live on for long.
+"""
+import argparse
+import collections
+import contextlib
+import fcntl
+import functools
+import io
+import itertools
+import logging
+import os
+import platform
+import shlex
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+
+import checkpoint
+import main as training
+from envs import env_spec, make_env
+from utils import Parser, fail
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top", "results_dir": "is a flag of sweep.py's own",
+            "device": "cannot be chosen, a run gets one core and no GPU", "threads": "cannot be chosen, a run gets one core",
+            **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
+                            "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
+# Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
+LEASH = """import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
+@dataclass
+class Run:
+    arm: str                    # where it stands in the file
+    path: str                   # of its results, without an ending
+    words: list                 # of its command, after main.py
+    config: dict                # all its flags
+    state: str = "waiting"      # or running, done, failed
+    attempts: int = 0
+    began: float = 0.0          # the last attempt
+    seconds: float = 0.0        # that all attempts took
+
+
+# ---------------------------------------------------------------------- the file
+
+def read_study(path, results_dir):
+    """A list of Run, each once, all arms with the first seed first. Exits with 2 and one line if anything is wrong."""
+    try:
+        with open(path, "rb") as file:
+            study = tomllib.load(file)
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/pilot.toml")
+    except ValueError as error:
+        fail(f"{path} is not TOML: {error}")
+    seeds, common, arms = study.pop("seeds", None), study.pop("common", {}), study.pop("runs", None)
+    if study:
+        fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common] and [[runs]]")
+    if not isinstance(seeds, list) or not seeds:
+        fail(f"{path}: there are no seeds; add a list of them, such as seeds = [0, 1, 2], before all tables")
+    if not isinstance(common, dict) or not isinstance(arms, list) or not arms or not all(isinstance(arm, dict) for arm in arms):
+        fail(f"{path}: there must be one or more tables [[runs]], and at most one [common]")
+
+    runs, repeated = {}, collections.Counter()
+    for seed, (number, arm) in itertools.product(seeds, enumerate(arms, 1)):
+        label = f"[[runs]] {number}" + (f" ({arm['name']})" if "name" in arm else "")
+        table = {k: v for k, v in common.items() if k not in arm} | {k: v for k, v in arm.items() if k != "name"}
+        for flags in combinations(table):
+            run = check(f"{path}, {label}", label, flags, seed, results_dir)
+            other = runs.setdefault(run.path, run)
+            for name, value in run.config.items():
+                if value != other.config[name]:
+                    fail(f"{path}, {label}: a run with --{name} {value} has the same name as one of {other.arm} with "
+                         f"{other.config[name]}, {os.path.basename(run.path)}; make them equal")
+            repeated[label, other.arm] += other is not run
+    for (label, other), count in repeated.items():
+        if count:
+            print(f"{label}: {count} of its runs are runs of {other} too, and are run once", file=sys.stderr)
+    return list(runs.values())
+
+
+def combinations(table):
+    """Every choice of one value from each list, as dictionaries of flags."""
+    axes = [[value if isinstance(value, dict) else {name: value} for value in (values if isinstance(values, list) else [values])]
+            for name, values in table.items()]
+    return [{name: value for part in chosen for name, value in part.items()} for chosen in itertools.product(*axes)]
+
+
+def check(where, label, flags, seed, results_dir):
+    """A Run, its flags checked by main.py itself. Exits with 2 and main.py's line if it refuses them."""
+    for name, why in NOT_HERE.items():
+        if name in flags:
+            fail(f"{where}: {name} {why}; take it out")
+    words = [f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
+             for name, value in flags.items() if (name, value) != ("recurrent", False)] + [f"--seed={seed}"]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            run, cfg, module, _ = training.parse(words)
+            spec = spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout)
+    except SystemExit:
+        fail(f"{where}: {said.getvalue().strip().removeprefix('error: ')}; in {shlex.join(words)}")
+    if not (module.DISCRETE if spec.discrete else getattr(module, "CONTINUOUS", True)):
+        fail(f"{where}: {run.policy} cannot act in {run.env}, whose actions are {'discrete' if spec.discrete else 'continuous'}")
+    path = os.path.join(results_dir, training.run_name(run, cfg, module))
+    return Run(label, path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
+
+
+@functools.cache
+def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout):
+    """EnvSpec of an environment. Exits with 2 and one line if it cannot be made."""
+    try:
+        return env_spec(make_env(env_id, observe=observe, flicker=flicker, obs_noise=obs_noise, sensor_dropout=sensor_dropout))
+    except ValueError as error:
+        fail(str(error))
+
+
+# ---------------------------------------------------------------------- where runs are run
+
+def work(words, log, here):
+    """On a worker: one run, a process, to its end. Returns its exit code, negative if it was killed by a signal."""
+    with open(log, "ab") as file:
+        while True:
+            try:                                                       # a lock of the file, not of this process: main.py inherits
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it, and keeps it if this worker dies
+                break
+            except BlockingIOError:
+                time.sleep(1)
+        file.write(f"--- {time.strftime('%F %T')} on {platform.node()}: {shlex.join(words)}\n".encode())
+        file.flush()
+        # In a session of its own, so that a terminal's Ctrl-C is not a second signal
+        process = subprocess.Popen([sys.executable, "-c", LEASH, *words], cwd=here, stdin=subprocess.DEVNULL, stdout=file,
+                                   stderr=file, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            while process.poll() is None:                              # in short sleeps: a cancel arrives between them
+                time.sleep(0.2)
+        except KeyboardInterrupt:                                      # what Ray makes of a cancel
+            process.terminate()
+            process.wait()                                             # it finishes its step and writes a checkpoint
+        return process.returncode
+
+
+class Pool:
+    """The cores of this machine or of a cluster. Exits with 2 and one line if there is no Ray, or no cluster."""
+
+    def __init__(self, address, cores):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")          # nothing is reported to anyone unasked
+        try:
+            import ray
+        except ImportError:
+            fail("sweep.py runs on Ray, which is not installed; pip install ray (--dry_run works without)")
+        where = dict(address=address) if address else dict(address="local", num_cpus=cores, include_dashboard=False)
+        try:
+            if address:                                                # else Ray tries for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+        except Exception as error:                                     # of many kinds
+            fail((f"--address {address} must be HOST:PORT of a Ray cluster, as ray start prints it, and this machine a node of it"
+                  if address else "Ray does not start on this machine") + f" ({' '.join(str(error).split())[:150]})")
+        self.ray, self.running = ray, {}
+        self.work = ray.remote(num_cpus=1, max_retries=0)(work)        # retries are counted in `go`
+
+    def cores(self):
+        return int(self.ray.cluster_resources().get("CPU", 0))
+
+    def start(self, run):
+        self.running[self.work.remote(["main.py", *run.words], run.path + ".log", HERE)] = run
+
+    def wait(self):
+        """Wait a second at most for a run to end. Yields those that did: run, exit code (None: it was lost), what happened."""
+        if not self.running:
+            time.sleep(1)
+            return
+        for ref in self.ray.wait(list(self.running), timeout=1)[0]:
+            try:
+                code = self.ray.get(ref)
+                why = f"exit code {code}"
+            except self.ray.exceptions.RayTaskError as error:          # there is no log to write to, for one
+                code, why = 1, " ".join(str(error.cause).split())
+            except self.ray.exceptions.RayError as error:              # the worker or the node died, or it was cancelled
+                code, why = None, type(error).__name__
+            yield self.running.pop(ref), code, why
+
+    def cancel(self):
+        for ref in self.running:
+            self.ray.cancel(ref)
+
+
+# ---------------------------------------------------------------------- the sweep
+
+class Stop(checkpoint.Stop):
+    """Within it, SIGINT and SIGTERM only take a note; a second one acts as ever."""
+
+    def note(self, number, frame):
+        self.signal = number
+        self.restore()
+
+
+class Display:
+    """A table on a terminal; in a file a line whenever something happens."""
+
+    def __init__(self, runs):
+        self.runs, self.lines = runs, 0                                # of the table
+
+    def count(self, cores=0):
+        states = collections.Counter(run.state for run in self.runs)
+        text = ", ".join(f"{states[state]} {state}" for state in ("done", "running", "failed", "waiting"))
+        took = [run.seconds for run in self.runs if run.state == "done" and run.attempts]
+        todo = states["running"] + states["waiting"]
+        if took and todo and cores:
+            mean = statistics.mean(took)
+            spent = sum(min(mean, time.time() - run.began) for run in self.runs if run.state == "running")
+            text += f", about {(mean * todo - spent) / min(cores, todo) / 60:.0f} min left"
+        return text
+
+    def say(self, text):
+        if self.lines:
+            print(f"\x1b[{self.lines}F\x1b[J", end="")                 # the table goes, and comes again below
+            self.lines = 0
+        print(text, flush=True)
+
+    def show(self, cores):
+        if sys.stdout.isatty():
+            width, height = shutil.get_terminal_size()
+            rows = [self.count(cores)] + [
+                f"{(time.time() - run.began) / 60:6.1f} min  {last_line(run)[:44]:44}  {os.path.basename(run.path)}"
+                for run in self.runs if run.state == "running"]
+            rows = [row[:width - 1] for row in rows[:height - 2]]
+            self.say("\n".join(rows))
+            self.lines = len(rows)
+
+
+def last_line(run):
+    """Of its log."""
+    try:
+        with open(run.path + ".log", "rb") as file:
+            file.seek(max(0, os.path.getsize(file.name) - 1000))
+            return file.read().decode(errors="replace").rstrip("\n").split("\n")[-1]
+    except OSError:
+        return ""
+
+
+def go(runs, pool, retries, display):
+    """Run those that wait, until each is done or has failed. Returns the signal that stopped it, or None."""
+    waiting, running, stopping = collections.deque(run for run in runs if run.state == "waiting"), 0, False
+    with Stop() as stop:
+        while running or waiting and not stopping:
+            cores = pool.cores()                                       # nodes come and go
+            while waiting and running < cores and not stopping:
+                run = waiting.popleft()
+                run.state, run.attempts, run.began = "running", run.attempts + 1, time.time()
+                pool.start(run)
+                running += 1
+            display.show(cores)
+            for run, code, why in pool.wait():
+                running -= 1
+                run.seconds += time.time() - run.began
+                if code == 0:
+                    run.state, what = "done", f"done in {run.seconds / 60:.1f} min"
+                elif code in (1, 2) or run.attempts > retries and not stop.signal:
+                    run.state, what = "failed", f"failed ({why})"
+                else:                                                  # no fault of its own
+                    run.state, what = "waiting", f"stopped ({why})" if stop.signal else \
+                        f"lost ({why}), retry {run.attempts} of {retries} goes on from its last checkpoint"
+                    waiting.appendleft(run)
+                display.say(f"{what}: {os.path.basename(run.path)}   [{display.count(cores)}]")
+            if stop.signal and not stopping:
+                stopping = True
+                display.say("stopping: each run finishes its step and writes a checkpoint; once more to stop at once")
+                pool.cancel()
+    return stop.signal
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("study", help="TOML file")
+    parser.add_argument("--results_dir", help="where results are written [results/ and the file's name]")
+    parser.add_argument("--address", help="HOST:PORT of a Ray cluster [none: the cores of this machine]")
+    parser.add_argument("--cores", type=int, help="how many of this machine's cores [all]")
+    parser.add_argument("--retries", type=int, default=5, help="how often a run that was lost is started again [5]")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+    args = parser.parse_args(argv)
+    for name, low in (("retries", 0), ("cores", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < low:
+            fail(f"--{name}: '{getattr(args, name)}' is not a whole number of at least {low}")
+    if args.cores and args.address:
+        fail("--cores is for this machine, and a cluster's nodes have said how many they have; drop one of the two")
+    folder = os.path.abspath(args.results_dir or os.path.join(HERE, "results", os.path.splitext(os.path.basename(args.study))[0]))
+    # Inside the repository relative to it: a run's JSON holds its command, and no path of this machine
+    runs = read_study(args.study, folder.removeprefix(HERE + os.sep))
+    if args.dry_run:
+        for run in runs:
+            print(shlex.join(["python", "main.py", *run.words]))
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        fail(f"--results_dir {folder} cannot be made: {error.strerror}; choose another")
+    for run in runs:
+        run.path = os.path.join(HERE, run.path)
+        if training.Results.finished(SimpleNamespace(path=run.path)):
+            run.state = "done"
+    display, signal = Display(runs), None
+    display.say(display.count())
+    if any(run.state == "waiting" for run in runs):
+        signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display)
+    display.say(f"{display.count()}; results are in {folder}")
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed:
+        print(f"failed: {run.arm}: {last_line(run)}; see {run.path}.log", file=sys.stderr)
+    if signal:
+        print("interrupted: go on with the same command", file=sys.stderr)
+        sys.exit(128 + signal)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

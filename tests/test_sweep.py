@@ -1,0 +1,528 @@
+"""sweep.py: the file, what bad input gets, the order of things, one run's process; on Ray, a node that dies and a Ctrl-C."""
+import _thread
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_main import evaluations, tiny
+
+import main
+import sweep
+
+ARM = '[[runs]]\npolicy = "PPO"\nenv = "Cue10-v0"\n'
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function that writes a study and returns its path."""
+    def write(text):
+        (tmp_path / "study.toml").write_text(text)
+        return str(tmp_path / "study.toml")
+    return write
+
+
+@pytest.fixture
+def commands(study, capsys):
+    """A function from a study to what --dry_run prints: a list of commands, and what is on stderr."""
+    def commands(text, *flags):
+        sweep.main([study(text), "--dry_run", *flags])
+        out, err = capsys.readouterr()
+        return [shlex.split(line) for line in out.splitlines()], err
+    return commands
+
+
+# ---------------------------------------------------------------------- the file
+
+def test_a_list_is_an_axis_and_a_table_in_it_sets_several_flags(commands):
+    lines, err = commands("""
+        seeds = [3, 4]
+        [common]
+        hidden_size = 8
+        max_timesteps = 1e3
+        case = [{policy = "TD3", env = "Cue10-v0", lr = 1e-3}, {policy = "PPO", env = "CueDiscrete10-v0"}]
+        [[runs]]
+        recurrent = true
+        seq_len = [1, "full"]
+        [[runs]]
+        recurrent = false
+        hidden_size = 16
+        lr_decay = [true, false]
+        """)
+    td3, ppo = ["--policy=TD3", "--env=Cue10-v0", "--lr=0.001"], ["--policy=PPO", "--env=CueDiscrete10-v0"]
+    expected = [["--max_timesteps=1000.0", *case, *arm, f"--seed={seed}"]
+                for seed in (3, 4)
+                for arms in ([["--hidden_size=8", "--recurrent", f"--seq_len={n}"] for n in (1, "full")],
+                             [["--hidden_size=16", f"--{no}lr_decay"] for no in ("", "no-")])
+                for case in (td3, ppo) for arm in arms]
+    for line, words in zip(lines, expected, strict=True):
+        assert line[:2] == ["python", "main.py"] and line[-2:] == ["--results_dir=results/study", "--resume"]
+        assert sorted(line[2:-2]) == sorted(words) and line[-3] == words[-1]
+    assert err == ""
+
+
+def test_a_flag_of_an_arm_comes_before_a_common_one(commands):
+    lines, _ = commands('seeds = [0]\n[common]\nlr = 1\nsmall = {lr = 0.5, hidden_size = 4}\n' + ARM + "lr = 0.1\n")
+    assert "--lr=0.1" in lines[0] and "--hidden_size=4" in lines[0]
+
+
+def test_what_is_printed_is_what_main_takes_and_nothing_is_written(commands, tmp_path):
+    lines, _ = commands("seeds = [0]\n" + ARM, "--results_dir", str(tmp_path / "it's here"))
+    (_, _, *words), = lines
+    assert main.parse(words)[0].results_dir == str(tmp_path / "it's here")
+    assert os.listdir(tmp_path) == ["study.toml"]
+
+
+def test_a_run_that_is_asked_for_twice_is_run_once(commands):
+    text = "seeds = [0, 1]\n" + ARM + "lr = [1e-3, 3e-4]\n" + ARM + 'name = "again"\nlr = [2e-3, 3e-4]\n'
+    lines, err = commands(text)
+    assert len(lines) == 6 and len({tuple(line) for line in lines}) == 6
+    assert err == "[[runs]] 2 (again): 2 of its runs are runs of [[runs]] 1 too, and are run once\n"
+
+
+BAD = [
+    ("seeds = [0", ["is not TOML", "Unclosed array"]),
+    ("seeds = [0]\nnodes = 2\n" + ARM, ["unknown 'nodes'", "[[runs]]"]),
+    (ARM, ["no seeds", "seeds = [0, 1, 2]"]),
+    ("seeds = 3\n" + ARM, ["no seeds"]),
+    ("seeds = []\n" + ARM, ["no seeds"]),
+    ("seeds = [-1]\n" + ARM, ["[[runs]] 1: ", "--seed", "'-1'"]),
+    ("seeds = [0]", ["[[runs]]"]),
+    ("seeds = [0]\nruns = []", ["[[runs]]"]),
+    ("seeds = [0]\nruns = [1]", ["[[runs]]"]),
+    ("seeds = [0]\ncommon = 1\n" + ARM, ["[common]"]),
+    ("seeds = [0]\n" + 6 * ARM + ARM + 'name = "wide"\nhiden_size = 3\n', ["[[runs]] 7 (wide)", "did you mean --hidden_size?"]),
+    ("seeds = [0]\n" + ARM + "seq_len = 8\n", ["[[runs]] 1: ", "--seq_len needs a memory", "--policy=PPO"]),
+    ("seeds = [0]\n" + ARM + "recurrent = true\nseq_len = [8, [1, 2]]\n", ["--seq_len", "'[1, 2]'"]),
+    ("seeds = [0]\n" + ARM + "lr = {value = 1e-3}\n", ["--value"]),
+    ("seeds = [0]\n[[runs]]\npolicy = 'PPO'\nenv = 'Cue11-v0'\n", ["unknown environment 'Cue11-v0'", "[[runs]] 1"]),
+    ("seeds = [0]\n[[runs]]\npolicy = 'TD3'\nenv = 'CueDiscrete10-v0'\n", ["TD3 cannot act in CueDiscrete10-v0", "discrete"]),
+    ("seeds = [0]\n[[runs]]\npolicy = 'R2D1'\nenv = 'Cue10-v0'\n", ["R2D1 cannot act in Cue10-v0", "continuous"]),
+    ("seeds = [0]\n" + ARM + "eval_freq = [100, 200]\n", ["--eval_freq 200", "the same name", "[[runs]] 1", "100"]),
+    *[("seeds = [0]\n" + ARM + f"{name} = 1\n", [f": {name} ", "take it out"]) for name in sweep.NOT_HERE],
+    *[("seeds = [0]\n" + ARM + f"case = [{{{name} = 1}}]\n", [f": {name} "]) for name in ("seed", "resume")],
+]
+
+
+@pytest.mark.parametrize("text,says", BAD)
+def test_bad_studies(text, says, study, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "Pool", None)
+    path = study(text)
+    refused([path, "--results_dir", str(tmp_path / "results")], [path, *says], capsys)
+    assert os.listdir(tmp_path) == ["study.toml"]
+
+
+@pytest.mark.parametrize("flags,says", [
+    (["missing.toml"], ["missing.toml", "No such file", "studies/pilot.toml"]),
+    ([], ["study"]),
+    (["studies/pilot.toml", "--cores", "0"], ["--cores", "'0'", "at least 1"]),
+    (["studies/pilot.toml", "--retries", "-1"], ["--retries", "'-1'", "at least 0"]),
+    (["studies/pilot.toml", "--cores", "2", "--address", "host:6379"], ["--cores", "drop one"]),
+    (["studies/pilot.toml", "--dry-run"], ["--dry-run"])])
+def test_bad_flags(flags, says, capsys):
+    refused(flags, says, capsys)
+
+
+def refused(flags, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(flags)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", err), err
+    assert all(words in err for words in says) and out == "", err
+
+
+def test_the_pilot_is_valid(capsys):
+    path = os.path.join(sweep.HERE, "studies", "pilot.toml")
+    runs = sweep.read_study(path, "results")
+    arms = {(run.config["policy"], run.config["env"]): 0 for run in runs}
+    for run in runs:
+        arms[run.config["policy"], run.config["env"]] += 1
+    assert set(arms.values()) == {36} and len(arms) == 4               # 12 arms, three seeds each
+    same = ("replay_ratio", "epochs", "batch_size", "hidden_layers", "hidden_size", "lr", "max_timesteps", "num_envs")
+    for case in arms:
+        mine = [run.config for run in runs if (run.config["policy"], run.config["env"]) == case]
+        assert all(config.get(name) == mine[0].get(name) for name in same for config in mine)
+
+
+def test_without_ray_it_says_how_to_install_it(study, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([study("seeds = [0]\n" + ARM), "--results_dir", str(tmp_path / "results")])
+    assert stop.value.code == 2
+    assert re.fullmatch(r"error: [^\n]*pip install ray[^\n]*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "here", "127.0.0.1:", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers(address, study, capsys, tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([study("seeds = [0]\n" + ARM), "--results_dir", str(tmp_path / "results"), "--address", address])
+    assert stop.value.code == 2
+    assert re.fullmatch(rf"error: --address {address} must be HOST:PORT [^\n]*\n", capsys.readouterr().err)
+
+
+# ---------------------------------------------------------------------- the order of things
+
+class Puppets:
+    """In Pool's place: runs end as they are told to, the one that was started first first."""
+
+    def __init__(self, ends=None, cores=2):
+        self.ends, self.available = {name: list(end) for name, end in (ends or {}).items()}, cores
+        self.running, self.started, self.most, self.cancelled = [], [], 0, 0
+
+    def cores(self):
+        return self.available
+
+    def start(self, run):
+        assert run not in self.running and run.state == "running"
+        self.running.append(run)
+        self.started.append(run.path)
+        self.most = max(self.most, len(self.running))
+
+    def wait(self):
+        for run in self.running[:1]:
+            self.running.remove(run)
+            code = self.ends[run.path].pop(0) if self.ends.get(run.path) else 0
+            yield run, code, f"exit code {code}"
+
+    def cancel(self):
+        self.cancelled += 1
+
+
+def some_runs(names):
+    return [sweep.Run("[[runs]] 1", name, [], {}) for name in names]
+
+
+def sweep_over(names, pool, retries=3):
+    runs = some_runs(names)
+    return sweep.go(runs, pool, retries, sweep.Display(runs)), {run.path: run for run in runs}
+
+
+def test_as_many_at_a_time_as_there_are_cores():
+    pool = Puppets(cores=3)
+    signal, runs = sweep_over("abcdefgh", pool)
+    assert signal is None and pool.started == list("abcdefgh") and pool.most == 3
+    assert {run.state for run in runs.values()} == {"done"}
+
+
+def test_what_is_done_is_not_run():
+    runs = some_runs("abc")
+    runs[1].state = "done"
+    pool = Puppets()
+    sweep.go(runs, pool, 3, sweep.Display(runs))
+    assert pool.started == ["a", "c"]
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_run_that_gave_up_is_not_tried_again(code):
+    pool = Puppets({"b": [code]})
+    _, runs = sweep_over("abc", pool)
+    assert pool.started == ["a", "b", "c"] and [run.state for run in runs.values()] == ["done", "failed", "done"]
+
+
+@pytest.mark.parametrize("code", [None, -9, -11, 130, 143])            # lost with its worker, killed, stopped by someone
+def test_a_run_that_was_lost_is_tried_again_but_not_for_ever(code, capsys):
+    pool = Puppets({"a": [code] * 2, "b": [code] * 9}, cores=1)
+    _, runs = sweep_over("abc", pool, retries=3)
+    assert pool.started == ["a"] * 3 + ["b"] * 4 + ["c"] and pool.most == 1
+    assert [run.state for run in runs.values()] == ["done", "failed", "done"]
+    assert f"lost (exit code {code}), retry 3 of 3 goes on from its last checkpoint: b" in capsys.readouterr().out
+
+
+def test_nodes_come_and_go():
+    pool = Puppets(cores=0)
+    waited = pool.wait
+    steps = iter([2, 0, 3, *[1] * 99])
+
+    def wait():
+        yield from waited()
+        pool.available = next(steps)
+    pool.wait = wait
+    _, runs = sweep_over("abcdefg", pool)
+    assert pool.started == list("abcdefg") and pool.most == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_runs_and_starts_no_more(number, capsys):
+    before = signal.getsignal(number)
+    pool = Puppets({"b": [143], "c": [None]})
+    waited = pool.wait
+
+    def wait():
+        if pool.started == ["a", "b", "c"] and not pool.cancelled:
+            os.kill(os.getpid(), number)
+        yield from waited()
+    pool.wait = wait
+    stopped, runs = sweep_over("abcdef", pool, retries=0)
+    assert stopped == number and signal.getsignal(number) == before
+    assert pool.started == ["a", "b", "c"] and pool.cancelled == 1 and not pool.running
+    assert [run.state for run in runs.values()] == ["done"] + ["waiting"] * 5
+    assert "each run finishes its step and writes a checkpoint" in capsys.readouterr().out
+
+
+def finish(path):
+    """What a finished run leaves."""
+    with open(path + ".csv", "w") as csv, open(path + ".json", "w") as info:
+        csv.write("step,episode,return,length,seconds\n")
+        json.dump({"finished": True}, info)
+
+
+def test_summary_and_exit_code(study, capsys, monkeypatch, tmp_path):
+    """A run that had finished, one that fails, and one that does not: 1, and the log is named."""
+    path, folder = study("seeds = [0, 1, 2]\n" + ARM), str(tmp_path / "results")
+    name = os.path.join(folder, "Cue10-v0_PPO_ff_seed=")
+    os.makedirs(folder)
+    finish(name + "0")
+    with open(name + "1.log", "w") as log:
+        log.write("step 5\nerror: policy is nan at step 7\n")
+    pool = Puppets({name + "1": [1]})
+    monkeypatch.setattr(sweep, "Pool", lambda *args: pool)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([path, "--results_dir", folder])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and pool.started == [name + "1", name + "2"]
+    assert err == f"failed: [[runs]] 1: error: policy is nan at step 7; see {name}1.log\n"
+    first, failed, done, last = out.splitlines()                       # no terminal: lines, and no control characters
+    assert first == "1 done, 0 running, 0 failed, 2 waiting"
+    assert failed == "failed (exit code 1): Cue10-v0_PPO_ff_seed=1   [1 done, 1 running, 1 failed, 0 waiting]"
+    assert done == "done in 0.0 min: Cue10-v0_PPO_ff_seed=2   [2 done, 0 running, 1 failed, 0 waiting]"
+    assert last == f"2 done, 0 running, 1 failed, 0 waiting; results are in {folder}"
+
+    finish(name + "1")
+    finish(name + "2")
+    monkeypatch.setattr(sweep, "Pool", None)                           # nothing is left to run
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([path, "--results_dir", folder])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("3 done, 0 running, 0 failed, 0 waiting\n")
+
+
+def test_time_left():
+    """Two done in 60 s each, two of four left, on one core: of 120 s the running one has spent 50."""
+    runs = some_runs("abcd")
+    for run in runs[:2]:
+        run.state, run.attempts, run.seconds = "done", 1, 60.0
+    runs[2].state, runs[2].began = "running", time.time() - 50
+    assert sweep.Display(runs).count(1) == "2 done, 1 running, 0 failed, 1 waiting, about 1 min left"
+    runs[0].seconds = runs[1].seconds = 605
+    assert sweep.Display(runs).count(9).endswith("about 10 min left")  # two runs, so no more than two of the cores
+
+
+def test_table_on_a_terminal(capsys, monkeypatch, tmp_path):
+    """It is drawn over itself, is no wider and no higher than the terminal, and what happened stays above it."""
+    runs = some_runs([str(tmp_path / name) for name in "abc"])
+    for run in runs[:2]:
+        run.state, run.began = "running", time.time() - 90
+        (tmp_path / f"{os.path.basename(run.path)}.log").write_text(f"step 1\nstep 2 of {run.path}, slowly\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for width, height, rows in ((79, 24, 3), (30, 4, 2)):
+        monkeypatch.setattr(sweep.shutil, "get_terminal_size", lambda size=(width, height): size)
+        display = sweep.Display(runs)
+        display.show(2)
+        table = capsys.readouterr().out.splitlines()
+        assert len(table) == rows and max(map(len, table)) < width and table[0] == display.count()[:width - 1]
+        assert table[1].startswith("   1.5 min  step 2 of " + str(tmp_path)[:5])
+        display.say("news")
+        display.show(2)
+        assert capsys.readouterr().out.splitlines() == [f"\x1b[{rows}F\x1b[Jnews", *table]
+
+
+# ---------------------------------------------------------------------- one run's process
+
+def test_a_run_keeps_its_exit_code_and_log(tmp_path):
+    log = str(tmp_path / "log")
+    script = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.getcwd()); sys.exit('bad') if len(sys.argv) > 1 else 0"
+    assert sweep.work(["-c", script], log, str(tmp_path)) == 0
+    assert sweep.work(["-c", script, "x"], log, str(tmp_path)) == 1
+    assert sweep.work(["-c", "import os; os.kill(os.getpid(), 9)"], log, str(tmp_path)) == -9
+    lines = open(log).read().splitlines()
+    assert [line[:3] == "---" for line in lines] == [True, False, True, False, False, True]
+    assert lines[1] == lines[3] == f"1 {tmp_path}" and lines[4] == "bad"
+
+
+def test_no_two_processes_of_a_run(tmp_path):
+    """The second waits until the first has ended, even if nobody waits for the first any more."""
+    slow = "import time; print('in', flush=True); time.sleep(1); print('out', flush=True)"
+    threads = [threading.Thread(target=sweep.work, args=(["-c", slow], str(tmp_path / "log"), ".")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    words = [line for line in (tmp_path / "log").read_text().splitlines() if line[:3] != "---"]
+    assert words == ["in", "out", "in", "out"]
+
+
+TERM = ("import signal, sys, time; "                                   # one line: it is in the log, too
+        "signal.signal(15, lambda *_: (time.sleep(1), print('checkpoint', flush=True), sys.exit(143))); "
+        "print('ready', flush=True); time.sleep(60)")
+
+
+def until(condition, seconds=60):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def test_a_cancel_lets_the_run_end_in_order(tmp_path):
+    log = tmp_path / "log"
+
+    def cancel():
+        until(lambda: log.exists() and "\nready\n" in log.read_text())
+        _thread.interrupt_main()                                       # as Ray does
+    threading.Thread(target=cancel).start()
+    assert sweep.work(["-c", TERM], str(log), ".") == 143
+    assert log.read_text().endswith("ready\ncheckpoint\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_a_run_does_not_outlive_its_worker_for_long_and_keeps_the_lock_until_then(tmp_path):
+    log = tmp_path / "log"
+    worker = subprocess.Popen([sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import sweep; "
+                               "sweep.work(['-c', sys.argv[2]], sys.argv[3], '.')", sweep.HERE, TERM, str(log)])
+    until(lambda: log.exists() and "\nready\n" in log.read_text())
+    worker.kill()
+    worker.wait()
+    assert "\ncheckpoint\n" not in log.read_text()
+    assert sweep.work(["-c", "print('next')"], str(log), ".") == 0
+    lines = log.read_text().splitlines()
+    assert lines[1:3] == ["ready", "checkpoint"] and lines[3][:3] == "---" and lines[4:] == ["next"]
+
+
+# ---------------------------------------------------------------------- on Ray
+
+@pytest.fixture
+def start_sweep():
+    """A function that starts sweep.py in a process of its own, which does not outlive the test."""
+    pytest.importorskip("ray")
+    started = []
+
+    def start(*flags):
+        started.append(subprocess.Popen([sys.executable, os.path.join(sweep.HERE, "sweep.py"), *map(str, flags)], text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return started[-1]
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def toml_of(seeds, *arms):
+    """A study of these arms, lists of main.py's flags."""
+    tables = ["[[runs]]\n" + "".join(f'{name.removeprefix("--")} = {"true" if value is True else repr(value)}\n'
+                                     for name, value in dict(zip(arm[::2], arm[1::2])).items()) for arm in arms]
+    return f"seeds = {seeds}\n" + "\n".join(tables)
+
+
+def results(folder):
+    return {name.removesuffix(".csv"): evaluations(os.path.join(folder, name.removesuffix(".csv")))
+            for name in os.listdir(folder) if name.endswith(".csv")}
+
+
+MEMORY = ["--recurrent", True, "--core_size", "4", "--seq_len", "4", "--checkpoint_freq", "50"]
+ARMS = [[*tiny("TD3", "Cue10-v0"), *MEMORY], [*tiny("PPO", "Cue10-v0"), *MEMORY]]
+
+
+def once_more(name, folder, *flags):
+    """The same run in one piece, in this process."""
+    policy, seed = re.search(r"_(TD3|PPO)_.*seed=(\d+)", name).groups()
+    words = [word for word in {"TD3": ARMS[0], "PPO": ARMS[1]}[policy] if word is not True]
+    main.main([*words, *flags, "--seed", seed, "--results_dir", str(folder)])
+
+
+def parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rsplit(")", 1)[1].split()[1])
+
+
+def processes(words):
+    """Those of main.py with this in their command."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline") as file:
+                command = file.read().split("\0")
+            if "main.py" in command and words in " ".join(command) and "-c" not in command:
+                found.append((int(pid), command))
+        except OSError:
+            pass
+    return found
+
+
+def test_a_node_dies(study, start_sweep, tmp_path):
+    """Twelve runs on two nodes, one of which is gone in the middle: all finish, none twice, as if nothing had happened."""
+    from ray.cluster_utils import Cluster
+    path, folder = study(toml_of([0, 1, 2, 3, 4, 5], *ARMS)), tmp_path / "results"
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False))
+    try:
+        node = cluster.add_node(num_cpus=1)
+        raylet = node.all_processes["raylet"][0].process.pid
+        driver = start_sweep(path, "--address", cluster.address, "--results_dir", folder)
+        victims = []
+
+        def freeze():
+            """Stop one of its runs that has a checkpoint, and its worker, as all of a node stops that loses power."""
+            assert driver.poll() is None
+            for pid, command in processes(str(folder)):
+                with contextlib.suppress(OSError):                     # it may end just now
+                    worker = parent(pid)
+                    policy, seed = (word.split("=")[1] for word in command if word.startswith(("--policy=", "--seed=")))
+                    saved = f"*_{policy}_*_seed={seed}.checkpoint/*.state"
+                    if parent(worker) == raylet and any(folder.glob(saved)):
+                        os.kill(pid, signal.SIGSTOP)
+                        if any(folder.glob(saved)):
+                            os.kill(worker, signal.SIGSTOP)
+                            victims[:] = worker, pid
+                        else:                                          # it has just finished
+                            os.kill(pid, signal.SIGCONT)
+            return victims
+        until(freeze, 300)
+        cluster.remove_node(node, allow_graceful=False)
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        out, err = driver.communicate(timeout=400)
+    finally:
+        cluster.shutdown()
+    assert driver.returncode == 0, (out, err)
+    assert err == "" and out.splitlines()[-1] == f"12 done, 0 running, 0 failed, 0 waiting; results are in {folder}"
+    lost, = re.findall(r"^lost \(\w+\), retry 1 of 5 goes on from its last checkpoint: (\S+)", out, re.MULTILINE)
+
+    found = results(folder)
+    assert len(found) == 12
+    for name, rows in found.items():
+        assert [row[:2] for row in rows] == [[step, episode] for step in ("0", "100", "200", "240") for episode in "01"]
+        with open(folder / f"{name}.json") as file:
+            info = json.load(file)
+        assert info["finished"] is True and len(info.get("resumed", [])) == (name == lost)
+        assert (folder / f"{name}.log").read_text().count("--- ") == 1 + (name == lost)
+    other = next(name for name in found if name != lost)
+    for name in (lost, other):
+        once_more(name, tmp_path / "again")
+    assert results(tmp_path / "again") == {name: found[name] for name in (lost, other)}
+
+
+def test_stop_and_go_on(study, start_sweep, tmp_path):
+    path, folder = study(toml_of([0, 1], [*ARMS[0], "--max_timesteps", "2000"])), tmp_path / "results"
+    driver = start_sweep(path, "--cores", 1, "--results_dir", folder)
+    until(lambda: any("step 100 " in log.read_text() for log in folder.glob("*.log")), 300)
+    driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=100)
+    assert driver.returncode == 143 and err == "interrupted: go on with the same command\n"
+    assert "\nstopping: " in out and out.splitlines()[-1].startswith("0 done, 0 running, 0 failed, 2 waiting")
+    log, = folder.glob("*.log")                                        # the other one was not started
+    assert log.read_text().endswith("interrupted: go on with the same command and --resume\n")
+    assert not processes(str(folder))
+
+    again = start_sweep(path, "--cores", 1, "--results_dir", folder)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and err == "" and "2 done, 0 running, 0 failed, 0 waiting" in out.splitlines()[-1]
+    assert "\ngoing on from step " in log.read_text()
+    once_more(log.stem, tmp_path / "again", "--max_timesteps", "2000")
+    assert results(tmp_path / "again") == {log.stem: results(folder)[log.stem]}
