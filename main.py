@@ -2,7 +2,7 @@
 
     python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
-    python main.py --test --load_model results/RUN.best.pt                (run a saved policy)
+    python main.py --test --load_model results/RUN.best.pt                (run a saved policy; --video FILE.gif to see it)
     python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
@@ -34,6 +34,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import video
 from checkpoint import Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
@@ -41,7 +42,8 @@ from logger import Logger, events_folder
 from staleness import Staleness
 from utils import Buffer, Parser, fail, load_checkpoint, optional, save_checkpoint, write_file
 
-OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb")}   # flag: module, package
+OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
+            "video": ("moviepy", "moviepy")}                           # flag: module and package that only it needs
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 
 
@@ -73,6 +75,7 @@ class RunFlags:
     load_model: str = flag("", "model file to start from, or to test")
     test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
     explore: bool = flag(False, "with --test: act with exploration, as in training")
+    video: str = flag("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
     record: str = flag("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
@@ -181,7 +184,7 @@ def parse(argv):
 
     config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
-    mine = ("test", "load_model", "save_model", "explore", "record", "tensorboard", "wandb")
+    mine = ("test", "load_model", "save_model", "explore", "record", "overwrite", "tensorboard", "wandb", "video")
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in mine}
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
     config.update(vars(parser.parse_args(words)))
@@ -221,6 +224,10 @@ def check(config, given, module):
         fail("--log_freq is for --tensorboard and --wandb; add one of them")
     if logs and config["test"]:
         fail("--tensorboard and --wandb show how training goes, and --test trains nothing; leave them out")
+    if config["video"] and not config["test"]:
+        fail("--video shows a saved policy; add --test --load_model FILE")
+    if config["video"] and config["record"]:
+        fail("--video records in an environment that draws itself, which is not the one that --record describes; run it twice")
     for name, package in OPTIONAL.items():
         try:
             config[name] and optional(*package)
@@ -281,7 +288,7 @@ def run_name(run, cfg, module):
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
               "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record", "resume",
-              "checkpoint_freq", "tensorboard", "wandb", "log_freq"}
+              "checkpoint_freq", "tensorboard", "wandb", "log_freq", "video"}
     other = [f"{k}={os.path.basename(str(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
@@ -412,6 +419,12 @@ def test(run, agent, env, spec):
     returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
+    if run.video:
+        try:
+            env.get_wrapper_attr("save_video")(run.video)
+        except (OSError, RuntimeError) as error:                       # moviepy's goes over several lines
+            fail(f"--video: '{run.video}' could not be written: {' '.join(str(error).split())[:200]}")
+        print(f"{run.video} written: the first episode, return {returns[0]:.1f}, {lengths[0]} steps")
 
 
 class Interaction:
@@ -620,11 +633,13 @@ def main(argv=None):
     seed_everything(run)
     observation = dict(observe=run.observe, flicker=run.flicker, obs_noise=run.obs_noise, sensor_dropout=run.sensor_dropout)
     offline, envs, episodes = getattr(module, "OFFLINE", False), None, None
-    recorder = data.Recorder if run.record else None
+    recorder = data.Recorder if run.record else video.Video if run.video else None
     try:
         if run.record:
             data.check_free(run.record)
-        eval_env = make_env(run.env, recorder if run.test else None, **observation)
+        if run.video:
+            video.check(run.video, run.overwrite)
+        eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **observation)
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
             fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; "
