@@ -2,7 +2,8 @@
 
     python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
-    python main.py --test --load_model results/RUN.best.pt                (run a saved policy; --video FILE.gif to see it)
+    python main.py --test --load_model results/RUN.best.pt                (run a saved policy; see it with --video FILE.gif)
+    python main.py --test --load_model results/RUN.best.pt --export FOLDER    (pass it on; --load_model FOLDER reads it)
     python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
@@ -34,16 +35,18 @@ import torch
 from tqdm import tqdm
 
 import data
+import export
 import video
 from checkpoint import Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from logger import Logger, events_folder
 from staleness import Staleness
-from utils import Buffer, Parser, fail, load_checkpoint, optional, save_checkpoint, write_file
+from utils import Buffer, Parser, fail, optional, save_checkpoint, write_file
 
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
-            "video": ("moviepy", "moviepy")}                           # flag: module and package that only it needs
+            "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
+            "export": ("safetensors.torch", "safetensors")}
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 
 
@@ -72,10 +75,11 @@ class RunFlags:
     checkpoint_freq: int = flag(20_000, "steps between checkpoints, which are kept until the run has finished; 0: none", low=0)
     resume: bool = flag(False, "go on from the last checkpoint of an interrupted run of the same flags; without one, start it")
     save_model: bool = flag(False, "save the last and the best model beside the results")
-    load_model: str = flag("", "model file to start from, or to test")
+    load_model: str = flag("", "model file, or folder of --export, to start from, or to test")
     test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
     explore: bool = flag(False, "with --test: act with exploration, as in training")
     video: str = flag("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
+    export: str = flag("", "with --test: write the policy and its returns as a folder for a model hub")
     record: str = flag("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
@@ -153,7 +157,7 @@ def parse(argv):
         fail("--test needs --load_model FILE, a model written by --save_model")
     if early.load_model:
         try:
-            checkpoint = load_checkpoint(early.load_model)
+            checkpoint = export.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
     if early.test:                                                     # test as it was trained, unless told otherwise
@@ -184,7 +188,7 @@ def parse(argv):
 
     config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
-    mine = ("test", "load_model", "save_model", "explore", "record", "overwrite", "tensorboard", "wandb", "video")
+    mine = ("test", "load_model", "save_model", "explore", "record", "overwrite", "tensorboard", "wandb", "video", "export")
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in mine}
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
     config.update(vars(parser.parse_args(words)))
@@ -224,8 +228,11 @@ def check(config, given, module):
         fail("--log_freq is for --tensorboard and --wandb; add one of them")
     if logs and config["test"]:
         fail("--tensorboard and --wandb show how training goes, and --test trains nothing; leave them out")
-    if config["video"] and not config["test"]:
-        fail("--video shows a saved policy; add --test --load_model FILE")
+    for name, does in dict(video="shows", export="passes on").items():
+        if config[name] and not config["test"]:
+            fail(f"--{name} {does} a saved policy; add --test --load_model FILE")
+    if config["export"] and config["explore"]:
+        fail("--export states what the policy returns, and --explore adds noise to it; drop one of the two")
     if config["video"] and config["record"]:
         fail("--video records in an environment that draws itself, which is not the one that --record describes; run it twice")
     for name, package in OPTIONAL.items():
@@ -288,8 +295,8 @@ def run_name(run, cfg, module):
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
               "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record", "resume",
-              "checkpoint_freq", "tensorboard", "wandb", "log_freq", "video"}
-    other = [f"{k}={os.path.basename(str(v)) if k == 'load_model' else str(v).replace('/', '-')}"
+              "checkpoint_freq", "tensorboard", "wandb", "log_freq", "video", "export"}
+    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
     if len(name) > 200:                                                # a file's name ends at 255
@@ -314,9 +321,7 @@ class Results:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
         self.lines = ["step,episode,return,length,seconds"]
         self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
-                         versions={**{p: importlib.metadata.version(p) for p in
-                                      ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")},
-                                   "python": platform.python_version(), "machine": processor()})
+                         versions={**versions(), "machine": processor()})
         self.start = time.time()
 
     def finished(self):
@@ -374,6 +379,11 @@ def commit():
         return ""
 
 
+def versions():
+    packages = ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")
+    return {**{package: importlib.metadata.version(package) for package in packages}, "python": platform.python_version()}
+
+
 def processor():
     try:
         with open("/proc/cpuinfo") as file:
@@ -415,7 +425,8 @@ def seed_everything(run):
     torch.set_flush_denormal(True)                                     # denormal numbers slow an LSTM down, and matter to none
 
 
-def test(run, agent, env, spec):
+def test(run, agent, env, spec, checkpoint):
+    """Evaluate a saved policy, and write what is asked for. checkpoint: what the agent was loaded from."""
     returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
@@ -425,6 +436,12 @@ def test(run, agent, env, spec):
         except (OSError, RuntimeError) as error:                       # moviepy's goes over several lines
             fail(f"--video: '{run.video}' could not be written: {' '.join(str(error).split())[:200]}")
         print(f"{run.video} written: the first episode, return {returns[0]:.1f}, {lengths[0]} steps")
+    if run.export:
+        try:
+            export.save(run.export, checkpoint, run, returns, lengths, dict(versions=versions(), commit=commit()))
+        except OSError as error:
+            fail(f"--export: '{run.export}' could not be written: {error.strerror}")
+        print(f"{run.export} written")
 
 
 class Interaction:
@@ -638,7 +655,9 @@ def main(argv=None):
         if run.record:
             data.check_free(run.record)
         if run.video:
-            video.check(run.video, run.overwrite)
+            video.check_free(run.video, run.overwrite)
+        if run.export:
+            export.check_free(run.export, run.overwrite)
         eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **observation)
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
@@ -667,7 +686,7 @@ def main(argv=None):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
     try:
         if run.test:
-            test(run, agent, eval_env, spec)
+            test(run, agent, eval_env, spec, checkpoint)
         else:
             train(run, cfg, module, agent, envs, eval_env, spec, episodes)
     except Stopped as stopped:

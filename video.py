@@ -11,7 +11,7 @@ ENDINGS = (".mp4", ".gif")
 GIF_FPS = 25                                                           # its pauses are whole hundredths of a second
 
 
-def check(path, overwrite):
+def check_free(path, overwrite):
     """Raises ValueError, with one line, if no video can be written there. Writes nothing."""
     folder = os.path.dirname(path) or "."
     if not path.endswith(ENDINGS):
