@@ -173,7 +173,7 @@ def test_what_cannot_be_asked_for(folder, refused, tmp_path, monkeypatch, capsys
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
-    refused("--export", "x", says=["--export passes on a saved policy", "--test --load_model"])
+    refused(*tiny("TD3"), "--export", "x", says=["--export passes on a saved policy", "--test --load_model"])
     refused(*test, "--explore", "--export", str(tmp_path / "x"), says=["--export", "--explore adds noise"])
     refused(*test, "--export", str(tmp_path / "file"), says=["--export", "is a file"])
     refused(*test, "--export", str(tmp_path / "file" / "x"), says=["--export", "cannot be written"])

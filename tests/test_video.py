@@ -95,7 +95,7 @@ def test_what_cannot_be_asked_for(model, refused, tmp_path, moviepy, monkeypatch
     refused(*test, "--overwrite", "--video", str(tmp_path / "folder.gif"), says=["--video", "folder.gif' exists"])
     monkeypatch.setattr(os, "access", lambda *_: False)
     refused(*test, "--video", str(tmp_path / "y.gif"), says=["--video", "cannot be written"])
-    refused("--video", "x.gif", says=["--video shows a saved policy", "--test --load_model"])
+    refused(*tiny("TD3"), "--video", "x.gif", says=["--video shows a saved policy", "--test --load_model"])
     refused(*test, "--video", "x.gif", "--record", "x-v0", says=["--video", "--record", "twice"])
     monkeypatch.setitem(sys.modules, "moviepy", None)
     refused(*test, "--video", "x.gif", says=["--video: it needs a package; pip install moviepy"])
