@@ -183,6 +183,7 @@ def test_values_are_in_units_of_return(tmp_path, monkeypatch):
 
 
 def test_a_critic_that_learns_nothing_has_no_q_mean(tmp_path):
+    pytest.importorskip("tensorboard")
     path = run(tmp_path, tiny("REINFORCE", "CartPole-v1", "--no-baseline", "--log_freq", "60", "--tensorboard"))
     log = events(path)
     assert "train/actor_loss" in log and "train/q_mean" not in log and "hidden/actor" not in log
