@@ -171,11 +171,12 @@ def quiet():
             os.close(descriptor)
 
 
-def make_env(env_id, wrap=None, **observation):
+def make_env(env_id, wrap=None, render=False, **observation):
     """One environment, ready for an agent: actions in [-1, 1] or one-hot, observations (state_dim,) float32.
 
     Args:
         wrap: a wrapper around the environment itself, within those made here: it sees its own actions and observations
+        render: be able to give pictures of itself
         observation: observe, flicker, obs_noise, sensor_dropout
     Raises:
         ValueError: one line that says what cannot be used and what can
@@ -188,13 +189,17 @@ def make_env(env_id, wrap=None, **observation):
                         importlib.import_module(module)
                     except ModuleNotFoundError:
                         raise ImportError(f"it needs a package; pip install {package}") from None
-            env = gym.make(env_id)
+            env = gym.make(env_id, **{"render_mode": "rgb_array"} if render else {})
             env.reset(seed=0)                                          # connects; on Ant the first one differs from later ones
+            if render and not isinstance(env.render(), np.ndarray):    # or it raises what it lacks
+                raise TypeError("its pictures are no arrays")
     except Exception as error:                                         # its own code may raise anything
         with quiet(), contextlib.suppress(ImportError):
             import pybullet_envs_gymnasium  # noqa: F401
         if isinstance(error, ImportError) or env_id.split(":")[-1] in gym.registry:
-            raise ValueError(f"{env_id} cannot be made: {' '.join(str(error).split())}") from None
+            why = " ".join(str(error).split())
+            raise ValueError(f"--video: {env_id} cannot be drawn, which takes the render mode rgb_array: {why}" if render else
+                             f"{env_id} cannot be made: {why}") from None
         near = difflib.get_close_matches(env_id, list(gym.registry), 3, 0.4)
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None

@@ -2,12 +2,14 @@
 
     python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
-    python main.py --test --load_model results/RUN.best.pt                (run a saved policy)
+    python main.py --test --load_model results/RUN.best.pt                (run a saved policy; see it with --video FILE.gif)
+    python main.py --test --load_model results/RUN.best.pt --export FOLDER    (pass it on; --load_model FOLDER reads it)
     python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
 Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN.json (all flags, versions, commit) and,
-with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them.
+with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. logger.py
+writes curves for TensorBoard and Weights & Biases.
 """
 import argparse
 import contextlib
@@ -20,6 +22,7 @@ import os
 import platform
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -32,12 +35,18 @@ import torch
 from tqdm import tqdm
 
 import data
+import export
+import video
 from checkpoint import Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
+from logger import Logger, events_folder
 from staleness import Staleness
-from utils import Buffer, Parser, fail, load_checkpoint, save_checkpoint, write_file
+from utils import Buffer, Parser, fail, optional, save_checkpoint, write_file
 
+OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
+            "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
+            "export": ("safetensors.torch", "safetensors")}
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 
 
@@ -59,13 +68,18 @@ class RunFlags:
                         high=1024)
     results_dir: str = flag("results", "where results are written")
     staleness: bool = flag(False, "measure how stale the hidden states are that training starts from, every eval_freq steps")
+    tensorboard: bool = flag(False, "write curves for TensorBoard, too: RESULTS_DIR/tensorboard/RUN")
+    wandb: bool = flag(False, "write curves to Weights & Biases, too")
+    log_freq: int = flag(1_000, "steps between the entries of --tensorboard and --wandb, besides evaluations")
     overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
     checkpoint_freq: int = flag(20_000, "steps between checkpoints, which are kept until the run has finished; 0: none", low=0)
     resume: bool = flag(False, "go on from the last checkpoint of an interrupted run of the same flags; without one, start it")
     save_model: bool = flag(False, "save the last and the best model beside the results")
-    load_model: str = flag("", "model file to start from, or to test")
+    load_model: str = flag("", "model file, or folder of --export, to start from, or to test")
     test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
     explore: bool = flag(False, "with --test: act with exploration, as in training")
+    video: str = flag("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
+    export: str = flag("", "with --test: write the policy and its returns as a folder for a model hub")
     record: str = flag("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
@@ -143,7 +157,7 @@ def parse(argv):
         fail("--test needs --load_model FILE, a model written by --save_model")
     if early.load_model:
         try:
-            checkpoint = load_checkpoint(early.load_model)
+            checkpoint = export.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
     if early.test:                                                     # test as it was trained, unless told otherwise
@@ -174,7 +188,7 @@ def parse(argv):
 
     config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
-    mine = ("test", "load_model", "save_model", "explore", "record")
+    mine = ("test", "load_model", "save_model", "explore", "record", "overwrite", "tensorboard", "wandb", "video", "export")
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in mine}
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
     config.update(vars(parser.parse_args(words)))
@@ -209,6 +223,23 @@ def check(config, given, module):
                 fail(f"--resume goes on with a run, and --{name} " +
                      dict(overwrite="replaces it", test="trains nothing",
                           record="needs all of its episodes, from the first one on")[name] + "; drop one of the two")
+    logs = config["tensorboard"] or config["wandb"]
+    if "log_freq" in given and not logs:
+        fail("--log_freq is for --tensorboard and --wandb; add one of them")
+    if logs and config["test"]:
+        fail("--tensorboard and --wandb show how training goes, and --test trains nothing; leave them out")
+    for name, does in dict(video="shows", export="passes on").items():
+        if config[name] and not config["test"]:
+            fail(f"--{name} {does} a saved policy; add --test --load_model FILE")
+    if config["export"] and config["explore"]:
+        fail("--export states what the policy returns, and --explore adds noise to it; drop one of the two")
+    if config["video"] and config["record"]:
+        fail("--video records in an environment that draws itself, which is not the one that --record describes; run it twice")
+    for name, package in OPTIONAL.items():
+        try:
+            config[name] and optional(*package)
+        except ValueError as error:
+            fail(f"--{name}: {error}")
     if config["explore"] and not config["test"]:
         fail("--explore is for --test; training explores anyway")
     if config["explore"] and offline:
@@ -264,8 +295,8 @@ def run_name(run, cfg, module):
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
               "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record", "resume",
-              "checkpoint_freq"}
-    other = [f"{k}={os.path.basename(str(v)) if k == 'load_model' else str(v).replace('/', '-')}"
+              "checkpoint_freq", "tensorboard", "wandb", "log_freq", "video", "export"}
+    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
     if len(name) > 200:                                                # a file's name ends at 255
@@ -290,9 +321,7 @@ class Results:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
         self.lines = ["step,episode,return,length,seconds"]
         self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
-                         versions={**{p: importlib.metadata.version(p) for p in
-                                      ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")},
-                                   "python": platform.python_version(), "machine": processor()})
+                         versions={**versions(), "machine": processor()})
         self.start = time.time()
 
     def finished(self):
@@ -308,6 +337,7 @@ class Results:
         for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
             with contextlib.suppress(OSError):
                 os.remove(self.path + end)
+        shutil.rmtree(events_folder(self.path), ignore_errors=True)
         self.write()
 
     def write(self):
@@ -347,6 +377,11 @@ def commit():
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
     except OSError:
         return ""
+
+
+def versions():
+    packages = ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")
+    return {**{package: importlib.metadata.version(package) for package in packages}, "python": platform.python_version()}
 
 
 def processor():
@@ -390,10 +425,23 @@ def seed_everything(run):
     torch.set_flush_denormal(True)                                     # denormal numbers slow an LSTM down, and matter to none
 
 
-def test(run, agent, env, spec):
+def test(run, agent, env, spec, checkpoint):
+    """Evaluate a saved policy, and write what is asked for. checkpoint: what the agent was loaded from."""
     returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
+    if run.video:
+        try:
+            env.get_wrapper_attr("save_video")(run.video)
+        except (OSError, RuntimeError) as error:                       # moviepy's goes over several lines
+            fail(f"--video: '{run.video}' could not be written: {' '.join(str(error).split())[:200]}")
+        print(f"{run.video} written: the first episode, return {returns[0]:.1f}, {lengths[0]} steps")
+    if run.export:
+        try:
+            export.save(run.export, checkpoint, run, returns, lengths, dict(versions=versions(), commit=commit()))
+        except OSError as error:
+            fail(f"--export: '{run.export}' could not be written: {error.strerror}")
+        print(f"{run.export} written")
 
 
 class Interaction:
@@ -405,6 +453,7 @@ class Interaction:
         self.state, _ = envs.reset(seed=seed)
         self.row = history_row(self.state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
         self.hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
+        self.acted_from = self.hidden                                  # the memory before the last action
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -418,6 +467,7 @@ class Interaction:
             self.buffer.add(self.state, action, reward, last_state, terminated, truncated, self.hidden, next_hidden)
 
             keep = 1 - done[:, None]                                   # a new episode starts from an empty memory
+            self.acted_from = self.hidden
             self.state, self.hidden = next_state, next_hidden * keep.astype(np.float32)
             self.row = history_row(self.state, action, reward, keep)
             self.step += self.cfg.num_envs
@@ -461,11 +511,12 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     staleness = Staleness(results.path, run.eval_freq, agent, buffer) if run.staleness else None
     interaction = None if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed)
     config = {**asdict(run), **asdict(cfg)}
+    logger = Logger(results.path, run, config, agent, buffer) if run.tensorboard or run.wandb else None
     best, report, step = -math.inf, "", 0
 
     # Go on from a checkpoint, or start
     checkpoints = Checkpoints(results.path, None if offline else buffer)
-    saved = resume(checkpoints, config) if run.resume else checkpoints.remove()
+    saved = resume(checkpoints, config) if run.resume else None
     if saved:
         step, best = saved["step"], saved["best"]
         set_state(agent, saved["agent"])
@@ -473,18 +524,23 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         results.restore(saved["results"], step)
         if staleness:
             staleness.restore(saved["staleness"])
+        if logger:
+            logger.begin(step, saved.get("logger"))
         if not offline:
             interaction.restore(saved["interaction"], step)
         set_random_state(saved["random"])                              # last: nothing may be drawn before the next step
         print(f"going on from step {step:,}", flush=True)
     else:
+        if logger:
+            logger.begin()                                             # first: it may be refused
+        checkpoints.remove()
         results.begin()
         if staleness:
             staleness.write()
 
     def checkpoint():
         state = dict(step=step, best=best, config=config, agent=state_of(agent), buffer=state_of(buffer), random=random_state(),
-                     results=results.save(), staleness=staleness and staleness.save(),
+                     results=results.save(), staleness=staleness and staleness.save(), logger=logger and logger.save(),
                      interaction=None if offline else interaction.save())
         with keep_going(f"the checkpoint of step {step:,}"):
             checkpoints.save(step, state)
@@ -498,6 +554,9 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         nonlocal best, report
         returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
         results.add(step, returns, lengths)
+        if logger:
+            logger.write(step, "evaluation", {"return_mean": np.mean(returns), "return_std": np.std(returns),
+                                              "episode_length": np.mean(lengths)})
         if run.save_model:
             with keep_going("the model"):
                 save_checkpoint(results.path + ".last.pt", agent, config, step)
@@ -512,12 +571,17 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         bar.set_postfix_str(report)
 
     def update():
-        if run.staleness:
-            staleness.measure_if_due(step)
+        row = staleness.measure_if_due(step) if staleness else None
+        if logger:
+            logger.before_update(step)
+            if row:
+                logger.write(row.pop("step"), "staleness", row)
         losses = agent.train(buffer)
         if not all(math.isfinite(loss) for loss in losses.values()):
             bar.close()
             fail_nan(step, losses, results.path, run)
+        if logger:
+            logger.after_update(step, losses, None if offline else interaction.acted_from)
 
     def due(freq):
         return freq and step // freq > (step - cfg.num_envs) // freq
@@ -549,6 +613,8 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         bar.close()
         fail_nan(step, {"the largest weight": np.max(weights)}, results.path, run)
     bar.close()
+    if logger:
+        logger.close()
     results.finish()
     checkpoints.remove()
     print(f"{results.path}.csv written, best evaluation {best:.1f}")
@@ -563,7 +629,7 @@ def resume(checkpoints, config):
     if saved is None:
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
-    may_differ = ("resume", "overwrite", "checkpoint_freq", "save_model", "results_dir")
+    may_differ = ("resume", "overwrite", "checkpoint_freq", "save_model", "results_dir", "tensorboard", "wandb", "log_freq")
     for name, value in saved["config"].items():
         if name not in may_differ and config.get(name) != value:
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
@@ -584,11 +650,15 @@ def main(argv=None):
     seed_everything(run)
     observation = dict(observe=run.observe, flicker=run.flicker, obs_noise=run.obs_noise, sensor_dropout=run.sensor_dropout)
     offline, envs, episodes = getattr(module, "OFFLINE", False), None, None
-    recorder = data.Recorder if run.record else None
+    recorder = data.Recorder if run.record else video.Video if run.video else None
     try:
         if run.record:
             data.check_free(run.record)
-        eval_env = make_env(run.env, recorder if run.test else None, **observation)
+        if run.video:
+            video.check_free(run.video, run.overwrite)
+        if run.export:
+            export.check_free(run.export, run.overwrite)
+        eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **observation)
         spec = env_spec(eval_env)
         if spec.discrete and not module.DISCRETE:
             fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; "
@@ -616,7 +686,7 @@ def main(argv=None):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
     try:
         if run.test:
-            test(run, agent, eval_env, spec)
+            test(run, agent, eval_env, spec, checkpoint)
         else:
             train(run, cfg, module, agent, envs, eval_env, spec, episodes)
     except Stopped as stopped:

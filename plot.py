@@ -44,7 +44,8 @@ MAX_LINES = 8                                                          # in a fi
 FAR = 2                                                                # runs so many times as long as others get a panel more
 BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "buffer_on_device",
                "threads", "eval_freq", "eval_episodes", "explore", "record", "staleness",
-               "checkpoint_freq", "resume"}
+               "checkpoint_freq", "resume", "tensorboard", "wandb", "log_freq", "video",
+               "export"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 

@@ -48,13 +48,14 @@ class Staleness:
         self.lines = [",".join(COLUMNS)]
 
     def measure_if_due(self, step):
-        """To be called before every update."""
+        """To be called before every update. Returns the new line as a dictionary, or None."""
         if step < self.due:
-            return
+            return None
         self.due = step - step % self.freq + self.freq
         row = {"step": step} | measure(self.agent, self.buffer, np.random.default_rng(step))
         self.lines.append(",".join(str(row.get(column, "")) for column in COLUMNS))
         self.write()
+        return row
 
     def write(self):
         with keep_going("the staleness"):
@@ -89,6 +90,20 @@ def true_start(core, past, past_length):
     return hidden
 
 
+def start_of(agent, batch):
+    """The states of actor and critic that training starts a batch's windows from, (B, hidden_size) each."""
+    # One network that is actor and critic has one memory: it is stored as the actor's
+    cfg = replace(agent.cfg, critic_hidden="actor") if agent.actor is agent.critic else agent.cfg
+    return start_hidden(batch, agent.actor, agent.critic, cfg)
+
+
+def values_of(agent, batch, hidden):
+    """The critic's values of a batch's steps, (1 or twins, B, L, n), where its memory is `hidden` at their first."""
+    B, L = batch.mask.shape[:2]
+    q = agent.values(agent.critic.core(batch.history[:, :-1], hidden)[0], batch)
+    return q.view(-1, B, L, q.shape[-1])
+
+
 @torch.no_grad()
 def measure(agent, buffer, rng):
     """One measurement: a dictionary with all COLUMNS but the step."""
@@ -99,22 +114,16 @@ def measure(agent, buffer, rng):
     if not known.any():
         return row
     history, mask = batch.history[:, :-1], batch.mask[..., 0]          # (B, L, row), (B, L)
-    B, L = mask.shape
     last = mask.sum(1) - 1                                             # (B,): the last trained step
 
     def add(name, distance):                                           # (B, L)
         row[f"{name}_first"] = f"{distance[known, 0].mean():.6g}"
         row[f"{name}_last"] = f"{distance[known, last[known]].mean():.6g}"
 
-    # One network that is actor and critic has one memory: it is stored as the actor's
-    cfg = replace(agent.cfg, critic_hidden="actor") if actor is critic else agent.cfg
-    start_actor, start_critic = start_hidden(batch, actor, critic, cfg)
+    start_actor, start_critic = start_of(agent, batch)
     true_critic = true_start(critic.core, past, past_length)
 
-    def values(hidden):
-        q = agent.values(critic.core(history, hidden)[0], batch)
-        return q.view(-1, B, L, q.shape[-1])                           # (1 or twins, B, L, n)
-    q, true_q = values(start_critic), values(true_critic)
+    q, true_q = values_of(agent, batch, start_critic), values_of(agent, batch, true_critic)
     largest = true_q[:, known[:, None] & mask].abs().max()
     add("delta_q", (q - true_q).norm(dim=(0, 3)) / largest)
 

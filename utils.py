@@ -1,6 +1,7 @@
 """Mechanism that every algorithm shares: buffers of sequences, masked means, network heads, optimizers, checkpoints."""
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -525,6 +526,14 @@ def load_checkpoint(path):
     if not isinstance(checkpoint, dict) or not {"config", "step", "agent"} <= set(checkpoint):
         raise ValueError(f"'{path}' is not a model of this project; give a file written by --save_model")
     return checkpoint
+
+
+def optional(module, package):
+    """Import a module that only some flag needs. Raises ValueError, with one line, if its package is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f"it needs a package; pip install {package}") from None
 
 
 def fail(message):

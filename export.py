@@ -1,0 +1,150 @@
+"""A saved policy as a folder for a model hub: --test --load_model X --export FOLDER; --load_model FOLDER reads it again.
+
+    model.safetensors    all weights
+    config.json          the flags it was trained with, what else its state holds, the test just made, versions, commit
+    README.md            a model card: what it is, what it returned, how to run it
+
+Reading executes no code: numbers and text are all there is. A test of the folder is that of the file it came from, to the bit.
+Flags that name places on the machine (PRIVATE) are left out.
+"""
+import hashlib
+import json
+import os
+
+import numpy as np
+
+from utils import load_checkpoint, optional, write_file
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+PRIVATE = {"results_dir", "load_model"}
+NOISE = ("flicker", "obs_noise", "sensor_dropout")
+
+
+# ---------------------------------------------------------------------- writing
+
+def check_free(folder, overwrite):
+    """Raises ValueError, with one line, if no folder can be written there. Writes nothing."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--export: '{folder}' is a file; choose another name")
+    if os.path.isdir(folder) and os.listdir(folder) and not overwrite:
+        raise ValueError(f"--export: '{folder}' is not empty; add --overwrite to replace the model in it, or choose another name")
+    parent = os.path.abspath(folder)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
+        raise ValueError(f"--export: '{folder}' cannot be written; choose another name")
+
+
+def save(folder, checkpoint, run, returns, lengths, about):
+    """Write the three files, config.json last. Raises OSError.
+
+    Args:
+        checkpoint: what load_model returned
+        run: RunFlags of the test
+        returns, lengths: of its episodes
+        about: versions and commit
+    """
+    from safetensors.torch import save as to_bytes
+    state = checkpoint["agent"]
+    tensors = {f"{network}.{name}": tensor.contiguous() for network, weights in state.items() if isinstance(weights, dict)
+               for name, tensor in weights.items()}
+    weights = to_bytes(tensors)
+    test = {name: getattr(run, name) for name in ("env", "observe", *NOISE)} | dict(
+        episodes=len(returns), return_mean=float(np.mean(returns)), return_std=float(np.std(returns)),
+        episode_length=float(np.mean(lengths)))
+    config = dict(config={name: value for name, value in checkpoint["config"].items() if name not in PRIVATE},
+                  step=checkpoint["step"], agent={name: x for name, x in state.items() if not isinstance(x, dict)},
+                  sha256=hashlib.sha256(weights).hexdigest(), test=test, **about)
+    os.makedirs(folder, exist_ok=True)
+    write_file(os.path.join(folder, WEIGHTS), weights)
+    write_file(os.path.join(folder, CARD), card(config).encode())
+    write_file(os.path.join(folder, CONFIG), json.dumps(config, indent=1).encode())
+
+
+def card(config):
+    """The model card, with the front matter that model hubs read."""
+    flags, test = config["config"], config["test"]
+    parts = [part for part in ("actor", "critic") if flags[f"recurrent_{part}"]]
+    memory = f"{flags['core'].upper()} in {' and '.join(parts)}" if parts else "feed-forward"
+    tags = ["reinforcement-learning", "deep-reinforcement-learning", flags["policy"], test["env"],
+            *([flags["core"], "recurrent", "memory", "pomdp"] if parts else [])]
+    result = f"{test['return_mean']:.2f} +/- {test['return_std']:.2f}"
+    seen = [{"full": "the whole observation"}.get(test["observe"], f"{test['observe']} only"),
+            *(f"{name} {test[name]}" for name in NOISE if test[name])]
+    return f"""---
+library_name: pytorch
+pipeline_tag: reinforcement-learning
+tags:
+{chr(10).join(f"- {json.dumps(tag)}" for tag in tags)}
+model-index:
+- name: {json.dumps(f"{flags['policy']} ({memory})")}
+  results:
+  - task:
+      type: reinforcement-learning
+      name: reinforcement-learning
+    dataset:
+      type: {json.dumps(test["env"])}
+      name: {json.dumps(test["env"])}
+    metrics:
+    - type: mean_reward
+      name: mean_reward
+      value: {json.dumps(result)}
+      verified: false
+---
+
+# {flags["policy"]} on {test["env"]}
+
+{memory}; the agent sees {", ".join(seen)}. Trained to step {config["step"]:,}; all flags are in `{CONFIG}`.
+
+| test | |
+|---|---|
+| mean return | {result} |
+| episodes | {test["episodes"]} |
+| mean length | {test["episode_length"]:.0f} |
+
+The deviation is over episodes of this one policy; it says nothing of other seeds.
+
+To run it, in a clone of the repository that it comes from (commit `{config["commit"] or "unknown"}`), after
+`pip install safetensors`:
+
+    python main.py --test --load_model FOLDER
+
+where `FOLDER` is this one. The versions it was tested with are in `{CONFIG}`. Reading it executes no code.
+"""
+
+
+# ---------------------------------------------------------------------- reading
+
+def load_model(path):
+    """Read a model: a file of save_checkpoint, or a folder of `save`. Both give the same dictionary.
+
+    Raises:
+        ValueError: with one line that says what is wrong with it
+    """
+    if not os.path.isdir(path):
+        return load_checkpoint(path)
+    if not os.path.isfile(os.path.join(path, CONFIG)):
+        raise ValueError(f"no model file at '{path}', a folder without {CONFIG}; give a folder written by --export, or a file "
+                         "by --save_model")
+    from_bytes = optional("safetensors.torch", "safetensors").load
+    try:
+        with open(os.path.join(path, CONFIG), encoding="utf-8") as file:
+            saved = json.load(file)
+        config, step, agent, checksum = (saved[name] for name in ("config", "step", "agent", "sha256"))
+        if not (isinstance(config, dict) and type(step) is int and all(type(x) in (int, float) for x in agent.values())):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"'{path}' is not a model of this project, by its {CONFIG}; give a folder written by --export") from None
+    try:
+        with open(os.path.join(path, WEIGHTS), "rb") as file:
+            weights = file.read()
+        if hashlib.sha256(weights).hexdigest() != checksum:
+            raise ValueError("its checksum is wrong")
+        for name, tensor in from_bytes(weights).items():
+            network, name = name.split(".", 1)
+            agent.setdefault(network, {})[name] = tensor
+    except OSError as error:
+        raise ValueError(f"'{path}' has no {WEIGHTS} that can be read ({error.strerror}); export it again") from None
+    except Exception as error:                                         # safetensors has its own
+        raise ValueError(f"'{path}' is damaged: {WEIGHTS}: {' '.join(str(error).split())}; export it again") from None
+    return {"config": config, "step": step, "agent": agent}
