@@ -91,6 +91,10 @@ def state_of(thing):
         elif isinstance(value, torch.nn.Parameter):
             value = value.detach()
         elif isinstance(value, list):                                  # a view would be saved with all that it is a view of
+            for x in value:
+                if type(x) not in (bool, int, float, torch.Tensor, type(None)):
+                    raise TypeError(f"{type(thing).__name__}.{name}: checkpoint.py does not know how to save a list of "
+                                    f"{type(x).__name__}")
             value = [x.clone() if torch.is_tensor(x) else x for x in value]
         elif not isinstance(value, (bool, int, float, torch.Tensor)):
             raise TypeError(f"{type(thing).__name__}.{name}: checkpoint.py does not know how to save a {type(value).__name__}")
@@ -157,11 +161,15 @@ class Replayable(gym.Wrapper):
         return {**self.began, "actions": torch.from_numpy(np.array(self.actions))}
 
     def restore(self, saved):
-        """Play the episode again. The robot of a PyBullet environment shares its generator, so that is changed in place."""
+        """Play the episode again; returns the last observation.
+
+        The robot of a PyBullet environment shares its generator, so that is changed in place.
+        """
         self.unwrapped.np_random.bit_generator.state = saved["generator"]
-        self.reset(seed=saved["seed"])
+        observation, _ = self.reset(seed=saved["seed"])
         for action in saved["actions"]:
-            self.step(action.numpy())
+            observation, *_ = self.step(action.numpy())
+        return observation
 
 
 # ---------------------------------------------------------------------- checkpoints
@@ -184,7 +192,8 @@ class Checkpoints:
     def steps(self):
         """Of the checkpoints there are, the newest first."""
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        return sorted((int(name[:-6]) for name in names if re.fullmatch(r"\d+\.state", name)), reverse=True)
+        steps = [int(name[:-6]) for name in names if re.fullmatch(r"\d{9,}\.state", name)]
+        return sorted((step for step in steps if os.path.isfile(self.name(step, "state"))), reverse=True)
 
     def name(self, step, kind):
         return os.path.join(self.folder, f"{step:09d}.{kind}")
@@ -208,11 +217,11 @@ class Checkpoints:
         self.clean(files)
 
     def rows_to_write(self):
-        """Where the rows lie that changed since the last checkpoint, and those that are left of files mostly overwritten."""
+        """Where the rows lie that changed since the last checkpoint, and those of files that are mostly overwritten, or gone."""
         changed = self.buffer.changed.copy()
         for step in self.size:
             left = (self.written == step) & ~changed
-            if 0 < left.sum() < SPARSE * self.size[step]:
+            if 0 < left.sum() < SPARSE * self.size[step] or not os.path.isfile(self.name(step, "rows")):
                 changed |= left
         return np.flatnonzero(changed)
 
@@ -243,15 +252,17 @@ class Checkpoints:
                     self.buffer.rows[index], self.buffer.hidden[index] = rows["rows"], rows["hidden"]
                     self.written[index] = file
                     self.size[file] = len(index)
-            except ValueError as error:
-                problems.append(str(error))
+            except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+                problems.append(str(error) if isinstance(error, ValueError) else
+                                f"{self.name(step, 'state')} is of another version of this program")
                 self.written[:], self.size = 0, {}
                 continue
             for problem in problems:
                 print(f"warning: {problem}; going on from the checkpoint before it, at step {step:,}", file=sys.stderr)
             for newer in self.steps():                                 # damaged; their steps will be run again
                 if newer > step:
-                    os.remove(self.name(newer, "state"))
+                    with contextlib.suppress(OSError):
+                        os.remove(self.name(newer, "state"))
             if self.buffer is not None:
                 self.buffer.changed[:] = False
             self.files = state["files"]

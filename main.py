@@ -342,10 +342,12 @@ class Results:
 
     def write(self):
         """Both files whole, each in one piece: what is there is never half of one."""
+        self.written = False
         with keep_going("the results"):
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
             write_file(self.path + ".csv", "".join(f"{line}\n" for line in self.lines).encode())
             write_file(self.path + ".json", json.dumps(self.info, indent=1).encode())
+            self.written = True
 
     def add(self, step, returns, lengths):
         seconds = time.time() - self.start
@@ -354,8 +356,10 @@ class Results:
         self.write()
 
     def finish(self):
+        """Returns whether it could be written."""
         self.info.update(finished=True, seconds=round(time.time() - self.start, 1))
         self.write()
+        return self.written
 
     def save(self):
         """For a checkpoint."""
@@ -479,11 +483,12 @@ class Interaction:
                 **{name: torch.from_numpy(getattr(self, name)) for name in ("state", "row", "hidden")}}
 
     def restore(self, saved, step):
+        """Go on after a checkpoint. Returns whether the environments are back where they were."""
         self.step = step
-        for env, its in zip(self.envs.envs, saved["environments"], strict=True):
-            env.restore(its)
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
+        states = [env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]
+        return np.array_equal(np.array(states), self.state)
 
 
 def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
@@ -502,6 +507,7 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
     if run.resume and results.finished():
+        Checkpoints(results.path, None).remove()                       # if it was killed before it could
         print(f"{results.path}.csv is there already: this run has finished")
         return
     if offline:
@@ -516,19 +522,28 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
 
     # Go on from a checkpoint, or start
     checkpoints = Checkpoints(results.path, None if offline else buffer)
+    data_checksum = zlib.crc32(buffer.rows.numpy()) if offline else None
     saved = resume(checkpoints, config) if run.resume else None
     if saved:
-        step, best = saved["step"], saved["best"]
-        set_state(agent, saved["agent"])
-        set_state(buffer, saved["buffer"])
-        results.restore(saved["results"], step)
-        if staleness:
-            staleness.restore(saved["staleness"])
-        if logger:
-            logger.begin(step, saved.get("logger"))
-        if not offline:
-            interaction.restore(saved["interaction"], step)
-        set_random_state(saved["random"])                              # last: nothing may be drawn before the next step
+        try:
+            if saved["data_checksum"] != data_checksum:
+                fail(f"--resume: the data set {cfg.dataset} is not the one that the run was started with")
+            step, best = saved["step"], saved["best"]
+            set_state(agent, saved["agent"])
+            set_state(buffer, saved["buffer"])
+            if not offline and not interaction.restore(saved["interaction"], step):
+                fail(f"--resume: an episode of {run.env} does not repeat itself, so the run cannot go on where it was; "
+                     "--overwrite starts it anew")
+            set_random_state(saved["random"])
+            results.restore(saved["results"], step)
+            if staleness:
+                staleness.restore(saved["staleness"])
+            if logger:
+                logger.begin(step, saved["logger"])
+            set_random_state(saved["random"])                          # again: nothing may be drawn before the next step
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
+                 "--overwrite to start anew")
         print(f"going on from step {step:,}", flush=True)
     else:
         if logger:
@@ -539,8 +554,9 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
             staleness.write()
 
     def checkpoint():
-        state = dict(step=step, best=best, config=config, agent=state_of(agent), buffer=state_of(buffer), random=random_state(),
-                     results=results.save(), staleness=staleness and staleness.save(), logger=logger and logger.save(),
+        state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
+                     buffer=state_of(buffer), random=random_state(), results=results.save(),
+                     staleness=staleness and staleness.save(), logger=logger and logger.save(),
                      interaction=None if offline else interaction.save())
         with keep_going(f"the checkpoint of step {step:,}"):
             checkpoints.save(step, state)
@@ -554,6 +570,8 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
         nonlocal best, report
         returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
         results.add(step, returns, lengths)
+        if staleness:
+            staleness.write()                                          # again, should it have been lost
         if logger:
             logger.write(step, "evaluation", {"return_mean": np.mean(returns), "return_std": np.std(returns),
                                               "episode_length": np.mean(lengths)})
@@ -605,7 +623,7 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
                     checkpoint()
                 if stop.signal and step < cfg.max_timesteps:
                     bar.close()
-                    raise Stopped(stop.signal, keep)
+                    raise Stopped(stop.signal, bool(checkpoints.steps()))
     except Exception:                                                  # such as a distribution that refuses NaN
         weights = [float(weight.detach().abs().max()) for weight in [*agent.actor.parameters(), *agent.critic.parameters()]]
         if all(weight < 1e6 for weight in weights):
@@ -615,7 +633,10 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     bar.close()
     if logger:
         logger.close()
-    results.finish()
+    if not results.finish():
+        print("error: the run has come to its end, but the results could not be written; make room, then run the same command "
+              "with --resume", file=sys.stderr)
+        sys.exit(1)
     checkpoints.remove()
     print(f"{results.path}.csv written, best evaluation {best:.1f}")
 
@@ -630,6 +651,9 @@ def resume(checkpoints, config):
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
     may_differ = ("resume", "overwrite", "checkpoint_freq", "save_model", "results_dir", "tensorboard", "wandb", "log_freq")
+    if "config" not in saved:
+        fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
+             "--overwrite to start anew")
     for name, value in saved["config"].items():
         if name not in may_differ and config.get(name) != value:
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")

@@ -203,7 +203,7 @@ def test_without_priorities_every_step_is_sampled_equally_often(burn_in):
 
 def test_memory_needed():
     buffer = PrioritisedBuffer(1000, 3, 2, 4)
-    parts = buffer.rows, buffer.hidden, buffer.episode, buffer.first, buffer.last, buffer.priority.nodes
+    parts = buffer.rows, buffer.hidden, buffer.episode, buffer.first, buffer.last, buffer.priority.nodes, buffer.changed
     assert sum(part.nbytes for part in parts) == pytest.approx(PrioritisedBuffer.bytes_needed(1000, 3, 2, 4), rel=0.01)
 
 

@@ -341,7 +341,7 @@ def test_old_measurements_are_no_new_runs(tmp_path, capsys):
         os.remove(path + end)
     with pytest.raises(SystemExit):
         start(tmp_path, argv)
-    assert "staleness.csv exists; add --overwrite" in capsys.readouterr().err
+    assert "staleness.csv exists; add --resume" in capsys.readouterr().err
     start(tmp_path, [*argv, "--overwrite"])
     assert not os.path.exists(path + ".staleness.csv")
 
