@@ -317,7 +317,7 @@ def figure(title, groups, delta_q=None):
         longest = [max(g.steps[-1] for g in lines) for _, lines in panels if lines]
         axes = list(fig.subplots(down, across, sharex=max(longest) < FAR * min(longest), sharey=not delta_q, squeeze=False).flat)
         for ax, (name, lines) in zip(axes, panels):
-            ax.set_title(name, loc="left", size=size)
+            ax.set_title(textwrap.shorten(name, 55, placeholder=" ..."), loc="left", size=size)
             draw_panel(ax, lines, shared, columns, wrap)
             if delta_q:
                 ax.set_ylabel("Delta-Q")
