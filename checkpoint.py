@@ -31,7 +31,7 @@ import torch
 from utils import write_file
 
 NOT_STATE = {"spec", "cfg", "device",                                  # an agent's: made from the flags
-             "rows", "hidden", "_rows", "_hidden", "changed",               # a buffer's: kept apart
+             "rows", "hidden", "_rows", "_hidden", "changed",          # a buffer's: kept apart
              "device_rows", "device_hidden", "copied"}                 # copies of these
 SPARSE = 0.5                                                           # a file of rows with fewer left in use is rewritten
 
@@ -184,6 +184,8 @@ class Checkpoints:
 
     def __init__(self, path, buffer):
         self.folder, self.buffer = path + ".checkpoint", buffer
+        # A row counts where it was written last, so files are read from the oldest to the newest. The checkpoint before the
+        # newest may need one that the newest does not, so a file is removed only when neither does
         rows = 0 if buffer is None else len(buffer.changed)
         self.written = np.zeros(rows, np.int64)                        # the step of the file that holds each row
         self.size = {}                                                 # rows in each such file
@@ -263,8 +265,6 @@ class Checkpoints:
                 if newer > step:
                     with contextlib.suppress(OSError):
                         os.remove(self.name(newer, "state"))
-            if self.buffer is not None:
-                self.buffer.changed[:] = False
             self.files = state["files"]
             return state
         if problems:

@@ -304,6 +304,15 @@ def run_name(run, cfg, module):
     return f"{name}_seed={run.seed}"
 
 
+def finished(path):
+    """Has a run come to its end? path: of its results, without an ending."""
+    try:
+        with open(path + ".json") as file:
+            return json.load(file).get("finished") is True and os.path.exists(path + ".csv")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 class Results:
     """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
 
@@ -323,14 +332,6 @@ class Results:
         self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
                          versions={**versions(), "machine": processor()})
         self.start = time.time()
-
-    def finished(self):
-        """Has a run of this name come to its end?"""
-        try:
-            with open(self.path + ".json") as file:
-                return json.load(file).get("finished") is True and os.path.exists(self.path + ".csv")
-        except (OSError, ValueError, AttributeError):
-            return False
 
     def begin(self):
         """Start a new run's files in place of those of the same name."""
@@ -506,7 +507,7 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
-    if run.resume and results.finished():
+    if run.resume and finished(results.path):
         Checkpoints(results.path, None).remove()                       # if it was killed before it could
         print(f"{results.path}.csv is there already: this run has finished")
         return
@@ -523,9 +524,9 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     # Go on from a checkpoint, or start
     checkpoints = Checkpoints(results.path, None if offline else buffer)
     data_checksum = zlib.crc32(buffer.rows.numpy()) if offline else None
-    saved = resume(checkpoints, config) if run.resume else None
-    if saved:
-        try:
+    try:
+        saved = resume(checkpoints, config) if run.resume else None
+        if saved:
             if saved["data_checksum"] != data_checksum:
                 fail(f"--resume: the data set {cfg.dataset} is not the one that the run was started with")
             step, best = saved["step"], saved["best"]
@@ -534,18 +535,17 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
             if not offline and not interaction.restore(saved["interaction"], step):
                 fail(f"--resume: an episode of {run.env} does not repeat itself, so the run cannot go on where it was; "
                      "--overwrite starts it anew")
-            set_random_state(saved["random"])
+            if logger:
+                logger.begin(step, saved["logger"])
+            set_random_state(saved["random"])                          # from here on nothing may be drawn before the next step
             results.restore(saved["results"], step)
             if staleness:
                 staleness.restore(saved["staleness"])
-            if logger:
-                logger.begin(step, saved["logger"])
-            set_random_state(saved["random"])                          # again: nothing may be drawn before the next step
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
-            fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
-                 "--overwrite to start anew")
-        print(f"going on from step {step:,}", flush=True)
-    else:
+            print(f"going on from step {step:,}", flush=True)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
+             "--overwrite to start anew")
+    if not saved:
         if logger:
             logger.begin()                                             # first: it may be refused
         checkpoints.remove()
@@ -651,9 +651,6 @@ def resume(checkpoints, config):
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
     may_differ = ("resume", "overwrite", "checkpoint_freq", "save_model", "results_dir", "tensorboard", "wandb", "log_freq")
-    if "config" not in saved:
-        fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
-             "--overwrite to start anew")
     for name, value in saved["config"].items():
         if name not in may_differ and config.get(name) != value:
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")

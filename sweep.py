@@ -49,7 +49,6 @@ import sys
 import time
 import tomllib
 from dataclasses import asdict, dataclass
-from types import SimpleNamespace
 
 import checkpoint
 import main as training
@@ -337,7 +336,7 @@ def main(argv=None):
         fail(f"--results_dir {folder} cannot be made: {error.strerror}; choose another")
     for run in runs:
         run.path = os.path.join(HERE, run.path)
-        if training.Results.finished(SimpleNamespace(path=run.path)):
+        if training.finished(run.path):
             run.state = "done"
     display, signal = Display(runs), None
     display.say(display.count())

@@ -309,11 +309,11 @@ class Buffer:
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_size)."""
         mask = batch.mask[..., 0].cpu()
         real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
-        self.hidden[batch.index[real]] = states.cpu()[real].to(self.hidden.dtype)
-        self.changed[batch.index[real].numpy()] = True
+        index, states = batch.index[real], states[real.to(states.device)].to(self.hidden.dtype)
+        self.hidden[index] = states.cpu()
+        self.changed[index.numpy()] = True
         if self.on_device:
-            index = batch.index[real].to(self.device)
-            self.device_hidden[index] = states[real.to(self.device)].to(self.hidden.dtype)
+            self.device_hidden[index.to(self.device)] = states
 
 
 class SumTree:
