@@ -21,12 +21,18 @@ import torch
 import torch.nn as nn
 
 
-def flag(default, help, low=None, high=None):
+def flag(default, help, low=None, high=None, role="learning"):
     """A hyper-parameter whose command-line flag is generated: main.py reads type, default, help and bounds from it.
 
-    Without bounds an integer is at least 1 and a float at least 0.
+    Without bounds an integer is at least 1 and a float at least 0. What the flag does to a run is its role:
+
+        role        it changes                                  in a run's name   the same with --resume   --test
+        learning    what is learned                             yes               yes                      as it was trained
+        measuring   what is written about it                    no                yes                      as it was trained
+        machine     what it runs on, and so the last bits       no                yes                      as it was trained
+        handling    none of this: where files go, what is kept  no                may differ               as given now
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
 
 
 @dataclass

@@ -14,6 +14,7 @@ writes curves for TensorBoard and Weights & Biases.
 import argparse
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -37,50 +38,57 @@ from tqdm import tqdm
 import data
 import export
 import video
-from checkpoint import Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
+from checkpoint import UNREPEATABLE, Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
 from cores import MemoryFlags, flag
 from envs import env_spec, make_env, make_vector_env
 from logger import Logger, events_folder
 from staleness import Staleness
-from utils import Buffer, Parser, fail, optional, save_checkpoint, write_file
+from utils import Buffer, Parser, alone, fail, optional, save_checkpoint, write_file
 
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
             "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
             "export": ("safetensors.torch", "safetensors")}
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 
+PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
+
+measuring, machine, handling = (functools.partial(flag, role=role) for role in ("measuring", "machine", "handling"))
+
 
 @dataclass
 class RunFlags:
-    """What is not the algorithm's own."""
+    """What is not the algorithm's own. Roles of flags: see cores.flag."""
     policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
     env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id")
     seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
-    eval_freq: int = flag(5_000, "steps between evaluations")
-    eval_episodes: int = flag(10, "episodes of an evaluation")
+    eval_freq: int = measuring(5_000, "steps between evaluations")
+    eval_episodes: int = measuring(10, "episodes of an evaluation")
     observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
     flicker: float = flag(0.0, "probability that the whole observation is zero", high=1)
     obs_noise: float = flag(0.0, "standard deviation of noise on the observation")
     sensor_dropout: float = flag(0.0, "probability that an entry of the observation is zero", high=1)
-    device: str = flag("cpu", "cpu or cuda")
-    buffer_on_device: bool = flag(False, "keep a copy of the buffer on the device, so that a batch is gathered there")
-    threads: int = flag(1, "Torch threads; these networks are small: one is fastest, and leaves the other cores to other seeds",
-                        high=1024)
-    results_dir: str = flag("results", "where results are written")
-    staleness: bool = flag(False, "measure how stale the hidden states are that training starts from, every eval_freq steps")
-    tensorboard: bool = flag(False, "write curves for TensorBoard, too: RESULTS_DIR/tensorboard/RUN")
-    wandb: bool = flag(False, "write curves to Weights & Biases, too")
-    log_freq: int = flag(1_000, "steps between the entries of --tensorboard and --wandb, besides evaluations")
-    overwrite: bool = flag(False, "replace the results of an earlier run of the same name")
-    checkpoint_freq: int = flag(20_000, "steps between checkpoints, which are kept until the run has finished; 0: none", low=0)
-    resume: bool = flag(False, "go on from the last checkpoint of an interrupted run of the same flags; without one, start it")
-    save_model: bool = flag(False, "save the last and the best model beside the results")
+    device: str = machine("cpu", "cpu or cuda")
+    buffer_on_device: bool = machine(False, "keep a copy of the buffer on the device, so that a batch is gathered there")
+    threads: int = machine(1, "Torch threads; the networks are small: one is fastest, and leaves the other cores to other seeds",
+                           high=1024)
+    results_dir: str = handling("results", "where results are written")
+    staleness: bool = measuring(False, "measure how stale the hidden states are that training starts from, every eval_freq steps")
+    tensorboard: bool = handling(False, "write curves for TensorBoard, too: RESULTS_DIR/tensorboard/RUN")
+    wandb: bool = handling(False, "write curves to Weights & Biases, too")
+    log_freq: int = handling(1_000, "steps between the entries of --tensorboard and --wandb, besides evaluations")
+    overwrite: bool = handling(False, "replace the results of an earlier run of the same name")
+    checkpoint_freq: int = handling(20_000, "steps between checkpoints, kept until the run has finished; 0: none", low=0)
+    resume: bool = handling(False, "go on from the last checkpoint of an interrupted run of the same flags; if none, start it")
+    save_model: bool = handling(False, "save the last and the best model beside the results")
     load_model: str = flag("", "model file, or folder of --export, to start from, or to test")
-    test: bool = flag(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
-    explore: bool = flag(False, "with --test: act with exploration, as in training")
-    video: str = flag("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
-    export: str = flag("", "with --test: write the policy and its returns as a folder for a model hub")
-    record: str = flag("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
+    test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
+    explore: bool = handling(False, "with --test: act with exploration, as in training")
+    video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
+    export: str = handling("", "with --test: write the policy and its returns as a folder for a model hub")
+    record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
+
+
+HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
 
 
 # ---------------------------------------------------------------------- flags
@@ -188,8 +196,7 @@ def parse(argv):
 
     config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
-    mine = ("test", "load_model", "save_model", "explore", "record", "overwrite", "tensorboard", "wandb", "video", "export")
-    saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in mine}
+    saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in {*HANDLING, "load_model"}}
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
     config.update(vars(parser.parse_args(words)))
     if given.pop("recurrent", False):
@@ -293,9 +300,8 @@ def run_name(run, cfg, module):
     defaults = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
-    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core", "eval_freq", "eval_episodes", "device",
-              "buffer_on_device", "threads", "results_dir", "staleness", "overwrite", "save_model", "test", "record", "resume",
-              "checkpoint_freq", "tensorboard", "wandb", "log_freq", "video", "export"}
+    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | \
+        {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
     other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
@@ -493,10 +499,8 @@ class Interaction:
 
 
 def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
-    """The loop: act, step, add, train when the agent says so, evaluate. An offline agent gets recorded episodes and no
-    environments: they are added beforehand, and a step is an update."""
-    offline = envs is None
-    size = data.rows(episodes) if offline else agent.buffer_size()
+    """Make the buffer and the results' files, and run the loop. An offline agent gets recorded episodes and no environments."""
+    size = data.rows(episodes) if envs is None else agent.buffer_size()
     kind = getattr(module, "BUFFER", Buffer)
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full" +
@@ -507,10 +511,23 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
     results = Results(run, cfg, module)
-    if run.resume and finished(results.path):
-        Checkpoints(results.path, None).remove()                       # if it was killed before it could
-        print(f"{results.path}.csv is there already: this run has finished")
-        return
+    with alone(results.path, PATIENCE if run.resume else 0):
+        if run.resume and finished(results.path):
+            Checkpoints(results.path, None).remove()                   # if it was killed before it could
+            print(f"{results.path}.csv is there already: this run has finished")
+        else:
+            loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results)
+
+
+def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
+    """Act, step, add, train when the agent says so, evaluate. For an offline agent a step is an update: its episodes are added
+    beforehand."""
+    offline = envs is None
+    repeats = offline or run.env not in UNREPEATABLE
+    if not repeats:
+        if run.resume and os.path.exists(results.path + ".csv"):
+            fail(f"--resume: {UNREPEATABLE[run.env]}, so a run cannot go on where it was; --overwrite instead starts it anew")
+        print(f"no checkpoints: {UNREPEATABLE[run.env]}, so a run cannot be resumed", flush=True)
     if offline:
         data.fill(buffer, episodes)
         results.info["data"] = data.summary(episodes)
@@ -618,7 +635,7 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
                 bar.update(cfg.num_envs)
                 if due(run.eval_freq) or step >= cfg.max_timesteps:
                     evaluation()
-                keep = run.checkpoint_freq and not run.record and step < cfg.max_timesteps
+                keep = run.checkpoint_freq and repeats and not run.record and step < cfg.max_timesteps
                 if keep and (due(run.checkpoint_freq) or stop.signal):
                     checkpoint()
                 if stop.signal and step < cfg.max_timesteps:
@@ -650,9 +667,8 @@ def resume(checkpoints, config):
     if saved is None:
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
-    may_differ = ("resume", "overwrite", "checkpoint_freq", "save_model", "results_dir", "tensorboard", "wandb", "log_freq")
     for name, value in saved["config"].items():
-        if name not in may_differ and config.get(name) != value:
+        if name not in HANDLING and config.get(name) != value:
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
     return saved
 

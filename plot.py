@@ -42,10 +42,9 @@ from utils import Parser, fail
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 FAR = 2                                                                # runs so many times as long as others get a panel more
-BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "load_model", "test", "device", "buffer_on_device",
-               "threads", "eval_freq", "eval_episodes", "explore", "record", "staleness",
-               "checkpoint_freq", "resume", "tensorboard", "wandb", "log_freq", "video",
-               "export"}
+BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "test", "device", "buffer_on_device", "threads", "eval_freq",
+               "eval_episodes", "explore", "record", "staleness", "checkpoint_freq", "resume", "tensorboard", "wandb",
+               "log_freq", "video", "export"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 
@@ -117,7 +116,8 @@ def defaults(config):
         raise ValueError(f"there is no {config['policy']}.py")
     module = importlib.import_module(config["policy"])
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
-    return {f.name: f.default for f in fields(module.HyperParameters)} | (module.RECURRENT_DEFAULTS if recurrent else {})
+    return {f.name: f.default for f in fields(module.HyperParameters)} | (module.RECURRENT_DEFAULTS if recurrent else {}) | \
+        {"load_model": ""}                                             # what a run starts from is part of what it is
 
 
 def group_key(config):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn as nn
+from filelock import FileLock, Timeout
 
 
 class Batch(NamedTuple):
@@ -497,10 +498,33 @@ def write_file(path, payload):
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
+        with contextlib.suppress(OSError):                             # the new name, too, survives a loss of power
+            folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except OSError:
         with contextlib.suppress(OSError):
             os.remove(path + ".new")
         raise
+
+
+@contextlib.contextmanager
+def alone(path, patience):
+    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds, in
+    which one that was told to stop may finish its step. The operating system frees the lock of a process that dies."""
+    lock = FileLock(path + ".lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        fail(f"another process is at work on {path}; wait for it, or stop it")
+    except (OSError, NotImplementedError) as error:                    # such as a file system without locks
+        print(f"warning: {path}.lock could not be locked ({error}); see that no other process works at this run", file=sys.stderr)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".lock")
+        lock.release()
 
 
 def save_checkpoint(path, agent, config, step):
@@ -538,7 +562,7 @@ def optional(module, package):
 
 def fail(message):
     """Bad input: one line on stderr, exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)     # also where a name that the user gave has several
     sys.exit(2)
 
 
@@ -548,6 +572,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(**options)
         self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and word.endswith("=--"):         # argparse takes this for an empty list
+                self.error(f"argument {word[:-3]}: expected one argument")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         fail(message + " (--help lists all flags)")

@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ import data
 import main
 import TD3
 import utils
-from checkpoint import Checkpoints, pack, random_state, set_random_state, set_state, state_of, unpack
+from checkpoint import UNREPEATABLE, Checkpoints, pack, random_state, set_random_state, set_state, state_of, unpack
 
 KILLS = int(os.environ.get("RESUME_KILLS", 2))
 # A pendulum whose episodes are short: their ends come often, and a return differs with the least change of a weight
@@ -685,6 +686,66 @@ def test_flags_that_may_change(change, interrupted, copy):
     result = outcome(path_of(argv))
     assert ("last" in result) == ("--save_model" in change)
     assert differences(interrupted.expected["csv"], result["csv"]) == []
+
+
+# ---------------------------------------------------------------------- runs that cannot be gone on with
+
+def test_environments_that_do_not_repeat(tmp_path, capsys, monkeypatch):
+    """No checkpoint is promised that would lead elsewhere; the same command with --resume starts, but replaces nothing."""
+    import pybullet_envs_gymnasium  # noqa: F401  (registers them)
+    assert all(name in gym.registry for name in UNREPEATABLE)
+    env = "TestSwing-v0"
+    monkeypatch.setitem(UNREPEATABLE, env, f"an episode of {env} depends on those before it")
+    argv = flags(f"--policy TD3 --env {env} --max_timesteps 12 --eval_freq 6", tmp_path, checkpoint_freq=4)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        crash_in(patch, main.Buffer, "add", 10)
+        main.main([*argv, "--resume"])
+    assert "no checkpoints: an episode of " + env in capsys.readouterr().out
+    assert not os.path.exists(path_of(argv) + ".checkpoint")
+    with open(path_of(argv) + ".csv") as file:
+        before = file.read()
+    code, error = stop_of([*argv, "--resume"], capsys)
+    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and "--overwrite" in error
+    with open(path_of(argv) + ".csv") as file:
+        assert file.read() == before
+    main.main([*argv, "--overwrite"])
+    main.main([*argv, "--resume"])
+    assert "this run has finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("again", ["--resume", "--overwrite"])
+def test_no_two_processes_at_one_run(again, tmp_path, monkeypatch):
+    """The second one is told so, and the first one's results are what they would be alone."""
+    argv = flags("--policy TD3 --env TestSwing-v0", tmp_path / "both")
+    code = "import sys, main, test_checkpoint; main.PATIENCE = 1; main.main(sys.argv[1:])"
+    second, said = [sys.executable, "-c", code, *argv, *again.split()], []
+    path = [os.path.dirname(__file__), os.path.dirname(main.__file__)]
+    crash_in(monkeypatch, main.Buffer, "add", 70, lambda *_: said.append(subprocess.run(
+        second, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})))
+    main.main(argv)
+    monkeypatch.undo()
+    assert said[0].returncode == 2
+    assert re.fullmatch(r"error: another process is at work on [^\n]+\n", said[0].stderr)
+    alone = flags("--policy TD3 --env TestSwing-v0", tmp_path / "alone")
+    main.main(alone)
+    assert differences(outcome(path_of(alone))["csv"], outcome(path_of(argv))["csv"]) == []
+    assert not [name for name in os.listdir(tmp_path / "both") if name.endswith(".lock")]
+
+
+def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path):
+    argv = flags("--policy TD3 --env TestSwing-v0", tmp_path)
+    with open(path_of(argv) + ".lock", "w"):
+        pass
+    main.main(argv)
+    assert not os.path.exists(path_of(argv) + ".lock")
+
+
+def test_the_model_of_a_resumed_run_can_be_tested(tmp_path, capsys):
+    argv = flags("--policy TD3 --env TestSwing-v0 --save_model --resume", tmp_path)
+    main.main(argv)
+    capsys.readouterr()
+    main.main(["--test", "--load_model", path_of(argv) + ".last.pt"])
+    assert capsys.readouterr().out.startswith("return ")
 
 
 # ---------------------------------------------------------------------- signals

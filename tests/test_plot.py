@@ -2,6 +2,7 @@
 import csv
 import json
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from matplotlib.image import imread
 import plot
 import PPO
 import TD3
+from main import RunFlags
 
 HOPPER = "HopperBulletEnv-v0"
 MODULES = {"TD3": TD3, "PPO": PPO}
@@ -409,3 +411,14 @@ def test_damaged_measurements_are_one_line(results, capsys):
     write_staleness(write_run(results, seed=1, name="bad"), [(5_000, "much", 0.1)])
     assert len(plot.read_results(results)) == 1
     assert capsys.readouterr().err.startswith(f"warning: {results}/bad.staleness.csv is missing or damaged")
+
+
+def test_a_run_that_starts_from_a_model_is_a_line_of_its_own(results):
+    write_run(results)
+    write_run(results, seed=1, load_model="x.best.pt")
+    assert labels(results) == {f"{HOPPER}_full": ["TD3, feed-forward", "TD3, feed-forward, load_model=x.best.pt"]}
+
+
+def test_bookkeeping_is_what_has_no_part_in_learning():
+    """plot.py starts without PyTorch, so it has a list of its own."""
+    assert plot.BOOKKEEPING == {"seed"} | {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
