@@ -2,6 +2,7 @@
 
     python plot.py
     python plot.py --results_dir results --plots_dir plots
+    python plot.py --study studies/pilot.toml --results_dir results/pilot --plots_dir plots/pilot
 
 One figure per environment and observation (PLOTS_DIR/ENV_OBSERVATION.png), one line per algorithm and core. Runs whose
 flags agree, but for the seed and what does not touch the training (BOOKKEEPING), are the seeds of one line. A label names
@@ -16,6 +17,9 @@ longer than others, the first steps of all lines stand beside the whole.
 Runs with --staleness have a second figure (ENV_OBSERVATION_staleness.png): their Delta-Q, at the first and the last trained
 step of a window, each measurement at the evaluation before it.
 
+With --study FILE, a grid of sweep.py, there is one figure per [[runs]] of the file instead, its question: a column per algorithm
+and task, a colour per arm. Its label is what sets the arms of the question apart.
+
 The bootstrap's generator is fixed: the same results give the same files, to the byte.
 """
 import argparse
@@ -25,6 +29,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 from dataclasses import dataclass, fields, replace
@@ -58,6 +63,7 @@ DASHES = {"feed-forward": (0, (5, 2)), "LSTM actor and critic": "-", "LSTM actor
           "GRU actor only": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "GRU critic only": (0, (1, 2.5)),
           "minGRU actor and critic": (0, (8, 1.5, 3, 1.5)), "minGRU actor only": (0, (3, 1.5, 1, 1.5)),
           "minGRU critic only": (0, (1, 0.8))}
+ARMS = ["#0072b2", "#d55e00", "#009e73", "#b8578f", "#a08a00", "#222222", "#5fd0f5", "#8a6a55"]
 MARKERS = "osD^vPX*<>"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"}
 short = EngFormatter(sep="")                                           # 200k, 1.5M
@@ -186,6 +192,14 @@ def read_results(results_dir):
     return list(runs.values())
 
 
+def memory_of(config):
+    """In words: whose memory, and of what kind."""
+    core = "minGRU" if config["core"] == "mingru" else config["core"].upper()
+    whose = {(True, True): " actor and critic", (True, False): " actor only", (False, True): " critic only"}
+    remembers = bool(config["recurrent_actor"]), bool(config["recurrent_critic"])
+    return core + whose[remembers] if any(remembers) else "feed-forward"
+
+
 def group_runs(runs):
     """{(environment, observation, file name): a figure's groups in the order of the legend}."""
     lines, figures = {}, {}
@@ -193,15 +207,12 @@ def group_runs(runs):
         lines.setdefault(group_key(run.config), []).append(run)
     for key, seeds in lines.items():
         config = dict(key)
-        env, observe, *_, policy, actor, critic, core = [config[k] for k in NAMED]
+        env, observe = config["env"], config["observe"]
         noise = [words(k, float(config[k])) for k in ("flicker", "obs_noise", "sensor_dropout") if config[k]]
-        core = "minGRU" if core == "mingru" else core.upper()
-        memory = f"{core} actor and critic" if actor and critic else f"{core} actor only" if actor else \
-            f"{core} critic only" if critic else "feed-forward"
         default = defaults(config)                                     # flags in the order of --help
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
         place = (env, ", ".join([OBSERVE.get(observe, observe), *noise]), "_".join([env.replace("/", "-"), observe, *noise]))
-        figures.setdefault(place, []).append(Group(policy, memory, flags, seeds))
+        figures.setdefault(place, []).append(Group(config["policy"], memory_of(config), flags, seeds))
     return {key: sorted(groups, key=Group.order) for key, groups in sorted(figures.items())}
 
 
@@ -329,6 +340,97 @@ def figure(title, groups, delta_q=None):
     return fig
 
 
+# ---------------------------------------------------------------------- a study's questions
+
+def questions(study, results_dir):
+    """{question: {case: {arm's label: Group}}} of a grid's runs, as far as they are there. Exits with 2 if none is."""
+    from sweep import read_study  # slow to start: it checks every flag
+
+    asked, missing = {}, 0
+    for planned in read_study(study, results_dir):
+        try:
+            run = read_run(os.path.join(results_dir, os.path.basename(planned.path)))
+        except ValueError as error:
+            missing, why = missing + 1, error
+            continue
+        place = ", ".join([run.config["policy"], run.config["env"], OBSERVE[run.config["observe"]]])
+        for arm in dict.fromkeys(planned.arms):
+            asked.setdefault(arm, {}).setdefault(place, []).append(run)
+    if not asked:
+        fail(f"no run of {study} is in '{results_dir}'; run sweep.py first, or give another --results_dir")
+    if missing:
+        print(f"warning: {missing} runs of {study} are left out, the last one because {why}", file=sys.stderr)
+    return {arm.partition("(")[2][:-1] or arm: arms_of(asked[arm])     # its name, if it has one, in the order of the file
+            for arm in sorted(asked, key=lambda arm: int(arm.split()[1]))}
+
+
+def arms_of(cases):
+    """{case: [Run]} -> {case: {label: Group}}; a label names what sets the arms apart, whatever the case."""
+    def differing(runs):
+        remembering = [run.config for run in runs if memory_of(run.config) != "feed-forward"]   # the others' flags mean nothing
+        return [k for k in remembering[0] if k not in BOOKKEEPING | set(NAMED) and len({str(c[k]) for c in remembering}) > 1] \
+            if remembering else []
+    flags = list(dict.fromkeys(k for runs in cases.values() for k in differing(runs)))
+    memories = {memory_of(run.config) for runs in cases.values() for run in runs}
+
+    def label(config):
+        memory = memory_of(config)
+        if memory == "feed-forward":
+            return memory
+        return ", ".join([memory] * (len(memories) > 1) + [words(k, config[k]) for k in flags]) or memory
+    grouped = {}
+    for case, runs in cases.items():
+        lines = {}
+        for run in runs:
+            lines.setdefault(label(run.config), []).append(run)
+        grouped[case] = {name: Group(case, name, {}, seeds) for name, seeds in lines.items()}
+    return grouped
+
+
+def question_figure(question, cases):
+    """Above: returns while training. Below: each seed's mean of its last evaluations, a dot, and the mean of these, a bar."""
+    labels = list(dict.fromkeys(label for groups in cases.values() for label in groups))
+    colours = dict(zip(labels, ARMS * len(labels)))
+    runs = {id(run): run for groups in cases.values() for g in groups.values() for run in g.runs}.values()
+    text = (f"Above: thin lines are seeds, thick ones their mean. Below: a dot is a seed's mean of its last {LAST} evaluations, "
+            f"the bar their mean. {len(runs)} runs, {sum(run.minutes for run in runs) / 60:.1f} core-hours, those shared "
+            "with other questions included. Returns of evaluation episodes without exploration.")
+    if unfinished := sum(not run.finished for run in runs):
+        text += f" {unfinished} runs are unfinished."
+    with matplotlib.style.context(["default", STYLE, {"font.size": 8}]):
+        fig = Figure(figsize=(3.1 * max(2, len(cases)) + 1.2, 4.2 + 0.22 * len(labels)), dpi=150, layout="constrained")
+        axes = fig.subplots(2, len(cases), squeeze=False, height_ratios=[3, 0.6 + 0.3 * len(labels)])
+        for (curves, ends), (case, groups) in zip(axes.T, cases.items()):
+            for label, g in groups.items():
+                for run in g.runs:
+                    curves.plot(*zip(*sorted(run.curve.items())), color=colours[label], lw=0.6, alpha=0.55)
+                curves.plot(g.steps, g.returns.mean(0), color=colours[label], lw=1.8)
+                row = labels.index(label)
+                ends.plot(g.last, [row] * len(g.last), "o", color=colours[label], ms=5, alpha=0.8, mew=0)
+                ends.plot([g.last.mean()], [row], "|", color=colours[label], ms=15, mew=2)
+            curves.set_title(case.replace(", ", "\n", 1), loc="left", size=8)
+            curves.set(xlabel="environment steps", ylabel="evaluation return" if curves is axes[0, 0] else None)
+            curves.xaxis.set_major_formatter(short)
+            ends.set(ylim=(len(labels) - 0.5, -0.5), xlabel="return at the end", yticks=range(len(labels)),
+                     yticklabels=labels if curves is axes[0, 0] else [])
+        for tick, label in zip(axes[1, 0].get_yticklabels(), labels):
+            tick.set_color(colours[label])
+        fig.suptitle(question, x=0.01, ha="left", weight="bold", size=12)
+        fig.supxlabel(textwrap.fill(text, 150), x=0.01, ha="left", color="#444444", linespacing=1.4, size=8)
+        fig.draw_without_rendering()
+    return fig
+
+
+def print_questions(asked):
+    for question, cases in asked.items():
+        print(f"\n{question}")
+        for case, groups in cases.items():
+            for label, g in groups.items():
+                low, high = interval(g.last)
+                print(f"  {case}: {label}: {g.last.mean():.2f}" + (f" ({low:.2f} to {high:.2f})" if len(g.runs) > 1 else "") +
+                      f"   {' '.join(f'{x:.2f}' for x in g.last)}   {sum(run.minutes for run in g.runs) / 60:.2f} core-hours")
+
+
 # ---------------------------------------------------------------------- table
 
 def summary(figures):
@@ -363,12 +465,17 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", default="results", help="where main.py wrote [results]")
     parser.add_argument("--plots_dir", default="plots", help="where figures and summary.csv go [plots]")
+    parser.add_argument("--study", help="TOML file of sweep.py: draw its questions [none]")
     args = parser.parse_args(argv)
+    asked = questions(args.study, args.results_dir) if args.study else {}
     figures = group_runs(read_results(args.results_dir))
     rows = summary(figures)
     try:
         os.makedirs(args.plots_dir, exist_ok=True)
-        for (env, observation, name), groups in figures.items():
+        for question, cases in asked.items():
+            file = re.sub(r"\W+", "_", question)
+            question_figure(question, cases).savefig(os.path.join(args.plots_dir, file + ".png"), metadata={"Software": None})
+        for (env, observation, name), groups in figures.items() if not asked else ():
             drawn = {name: figure(f"{env}, {observation}", groups)}
             panels = delta_q_panels(groups)
             if panels[0][1]:
@@ -381,7 +488,10 @@ def main(argv=None):
             writer.writerows(rows)
     except OSError as error:
         fail(f"--plots_dir '{args.plots_dir}' cannot be written ({error.strerror}); choose another")
-    print_table(rows)
+    if asked:
+        print_questions(asked)
+    else:
+        print_table(rows)
 
 
 if __name__ == "__main__":

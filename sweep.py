@@ -70,7 +70,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
 
 @dataclass
 class Run:
-    arm: str                    # where it stands in the file
+    arms: list                  # where it stands in the file: once, or more often
     path: str                   # of its results, without an ending
     words: list                 # of its command, after main.py
     config: dict                # all its flags
@@ -99,21 +99,18 @@ def read_study(path, results_dir):
     if not isinstance(common, dict) or not isinstance(arms, list) or not arms or not all(isinstance(arm, dict) for arm in arms):
         fail(f"{path}: there must be one or more tables [[runs]], and at most one [common]")
 
-    runs, repeated = {}, collections.Counter()
+    runs = {}
     for seed, (number, arm) in itertools.product(seeds, enumerate(arms, 1)):
         label = f"[[runs]] {number}" + (f" ({arm['name']})" if "name" in arm else "")
         table = {k: v for k, v in common.items() if k not in arm} | {k: v for k, v in arm.items() if k != "name"}
         for flags in combinations(table):
-            run = check(f"{path}, {label}", label, flags, seed, results_dir)
+            run = check(f"{path}, {label}", flags, seed, results_dir)
             other = runs.setdefault(run.path, run)
             for name, value in run.config.items():
                 if value != other.config[name]:
-                    fail(f"{path}, {label}: a run with --{name} {value} has the same name as one of {other.arm} with "
+                    fail(f"{path}, {label}: a run with --{name} {value} has the same name as one of {other.arms[0]} with "
                          f"{other.config[name]}, {os.path.basename(run.path)}; make them equal")
-            repeated[label, other.arm] += other is not run
-    for (label, other), count in repeated.items():
-        if count:
-            print(f"{label}: {count} of its runs are runs of {other} too, and are run once", file=sys.stderr)
+            other.arms.append(label)
     return list(runs.values())
 
 
@@ -124,7 +121,7 @@ def combinations(table):
     return [{name: value for part in chosen for name, value in part.items()} for chosen in itertools.product(*axes)]
 
 
-def check(where, label, flags, seed, results_dir):
+def check(where, flags, seed, results_dir):
     """A Run, its flags checked by main.py itself. Exits with 2 and main.py's line if it refuses them."""
     for name, why in NOT_HERE.items():
         if name in flags:
@@ -141,7 +138,7 @@ def check(where, label, flags, seed, results_dir):
     if not (module.DISCRETE if spec.discrete else getattr(module, "CONTINUOUS", True)):
         fail(f"{where}: {run.policy} cannot act in {run.env}, whose actions are {'discrete' if spec.discrete else 'continuous'}")
     path = os.path.join(results_dir, training.run_name(run, cfg, module))
-    return Run(label, path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
+    return Run([], path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
 
 
 @functools.cache
@@ -327,6 +324,9 @@ def main(argv=None):
     folder = os.path.abspath(args.results_dir or os.path.join(HERE, "results", os.path.splitext(os.path.basename(args.study))[0]))
     # Inside the repository relative to it: a run's JSON holds its command, and no path of this machine
     runs = read_study(args.study, folder.removeprefix(HERE + os.sep))
+    repeated = collections.Counter((arm, run.arms[0]) for run in runs for arm in run.arms[1:])
+    for (arm, other), count in repeated.items():
+        print(f"{arm}: {count} of its runs are runs of {other} too, and are run once", file=sys.stderr)
     if args.dry_run:
         for run in runs:
             print(shlex.join(["python", "main.py", *run.words]))
@@ -346,7 +346,7 @@ def main(argv=None):
     display.say(f"{display.count()}; results are in {folder}")
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:
-        print(f"failed: {run.arm}: {last_line(run)}; see {run.path}.log", file=sys.stderr)
+        print(f"failed: {run.arms[0]}: {last_line(run)}; see {run.path}.log", file=sys.stderr)
     if signal:
         print("interrupted: go on with the same command", file=sys.stderr)
         sys.exit(128 + signal)

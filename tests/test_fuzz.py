@@ -27,7 +27,7 @@ from main import POLICIES
 CODES = Counter()
 LINES = int(os.environ.get("FUZZ", 60))
 gym.register("FuzzSwing-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=7)
-ENVS = ["FuzzSwing-v0", "FuzzSwing-v0", "CartPole-v1", "CartPole-v1", "Cue5-v0", "CueDiscrete5-v0", "HopperBulletEnv-v0",
+ENVS = ["FuzzSwing-v0", "FuzzSwing-v0", "CartPole-v1", "CartPole-v1", "Cue10-v0", "CueDiscrete10-v0", "HopperBulletEnv-v0",
         "Pendulum-v1"]
 NO_ENV = ["Nothing-v0", "", "Blackjack-v1", "a b", "../x", "FuzzSwing"]
 # What a tiny run of each takes; R2D1 and REINFORCE can be given either kind of environment

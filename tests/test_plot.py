@@ -10,6 +10,7 @@ from matplotlib.image import imread
 
 import plot
 import PPO
+import sweep
 import TD3
 from main import RunFlags
 
@@ -422,3 +423,69 @@ def test_a_run_that_starts_from_a_model_is_a_line_of_its_own(results):
 def test_bookkeeping_is_what_has_no_part_in_learning():
     """plot.py starts without PyTorch, so it has a list of its own."""
     assert plot.BOOKKEEPING == {"seed"} | {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
+
+
+# ---------------------------------------------------------------------- a study's questions
+
+STUDY = """
+seeds = [0, 1]
+[common]
+hidden_size = 8
+case = [{policy = "TD3", env = "Cue30-v0", lr = 1e-3}, {policy = "PPO", env = "Cue10-v0"}]
+[[runs]]
+name = "Q1: window/length"
+recurrent = true
+seq_len = [4, 32]
+[[runs]]
+name = "Q4: none at all"
+memory = [{recurrent = true, seq_len = 32}, {recurrent_actor = false, recurrent_critic = false}]
+"""
+
+
+@pytest.fixture
+def studied(tmp_path, results):
+    """A study and its results, each run's returns a number of its own: 10 * seed, +1 for windows of 32, +2 without memory."""
+    (tmp_path / "study.toml").write_text(STUDY)
+    for run in sweep.read_study(str(tmp_path / "study.toml"), str(results)):
+        level = 10 * run.config["seed"] + (2 if not run.config["recurrent_actor"] else run.config["seq_len"] == 32)
+        write_run(results, curve={step: [level, level] for step in range(0, 8_001, 1_000)}, name=run.path.split("/")[-1],
+                  **run.config)
+    return str(tmp_path / "study.toml")
+
+
+def test_a_question_has_its_arms_whatever_the_case(studied, results):
+    asked = plot.questions(studied, str(results))
+    assert list(asked) == ["Q1: window/length", "Q4: none at all"]
+    cases = ["TD3, Cue30-v0, fully observed", "PPO, Cue10-v0, fully observed"]
+    assert {name: {case: {label: list(g.last) for label, g in arms.items()} for case, arms in cases.items()}
+            for name, cases in asked.items()} == {
+        "Q1: window/length": dict.fromkeys(cases, {"seq_len=4": [0, 10], "seq_len=32": [1, 11]}),
+        "Q4: none at all": dict.fromkeys(cases, {"LSTM actor and critic": [1, 11], "feed-forward": [2, 12]})}
+
+
+def test_a_question_has_a_figure_with_every_seed(studied, results, tmp_path, capsys):
+    plot.main(["--study", studied, "--results_dir", str(results), "--plots_dir", str(tmp_path / "plots")])
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == \
+        ["Q1_window_length.png", "Q4_none_at_all.png", "summary.csv"]
+    out = capsys.readouterr().out
+    assert "  PPO, Cue10-v0, fully observed: seq_len=4: 5.00 (0.00 to 10.00)   0.00 10.00   " in out
+    assert imread(tmp_path / "plots" / "Q1_window_length.png").std() > 0.1
+    drawn = plot.question_figure("Q4", plot.questions(studied, str(results))["Q4: none at all"])
+    curves, ends = drawn.axes[0], drawn.axes[2]
+    assert sorted(line.get_ydata()[0] for line in curves.lines if line.get_linewidth() < 1) == [1, 2, 11, 12]    # each seed
+    assert sorted(x for line in ends.lines if line.get_marker() == "o" for x in line.get_xdata()) == [1, 2, 11, 12]
+    assert [tick.get_text() for tick in ends.get_yticklabels()] == ["LSTM actor and critic", "feed-forward"]
+
+
+def test_a_study_that_is_not_finished(studied, results, tmp_path, capsys):
+    gone = sorted(results.glob("*seed=1.csv"))[0]
+    gone.unlink()
+    asked = plot.questions(studied, str(results))
+    error = capsys.readouterr().err
+    assert error.startswith("warning: 1 runs of ") and gone.name in error and error.count("\n") == 1
+    assert sorted({len(g.runs) for cases in asked.values() for arms in cases.values() for g in arms.values()}) == [1, 2]
+    for path in results.iterdir():
+        path.unlink()
+    with pytest.raises(SystemExit) as stop:
+        plot.main(["--study", studied, "--results_dir", str(results), "--plots_dir", str(tmp_path / "plots")])
+    assert stop.value.code == 2 and "run sweep.py first" in capsys.readouterr().err
