@@ -166,12 +166,13 @@ def read_run(path):
 
 
 def read_results(results_dir):
-    """All runs, those in subfolders too. Warns of those that cannot be read; exits with 2 if there are no others.
+    """All runs there and in its folder `reference`; a study's, in other folders, have figures of their own. Warns of those that
+    cannot be read; exits with 2 if there are no others.
 
     A run in results_dir itself comes before one of the same flags and seed in results_dir/reference.
     """
-    paths = {os.path.splitext(path)[0] for end in ("csv", "json")
-             for path in glob.glob(os.path.join(glob.escape(results_dir), "**", f"*.{end}"), recursive=True)
+    paths = {os.path.splitext(path)[0] for folder in ("", "reference") for end in ("csv", "json")
+             for path in glob.glob(os.path.join(glob.escape(results_dir), folder, f"*.{end}"))
              if not path.endswith(".staleness.csv")}
     paths = sorted(paths, key=lambda path: (path.count(os.sep), path))
     runs, problems = {}, []

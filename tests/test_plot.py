@@ -360,6 +360,14 @@ def test_unknown_flag_exits_with_2(capsys):
     assert stop.value.code == 2 and error.startswith("error: ") and "--what" in error and error.count("\n") == 1
 
 
+def test_runs_of_a_study_are_in_its_own_figures_only(results):
+    (results / "pilot").mkdir()
+    write_run(results)
+    write_run(results / "pilot", "PPO")
+    assert labels(results) == {f"{HOPPER}_full": ["TD3, feed-forward"]}
+    assert labels(results / "pilot") == {f"{HOPPER}_full": ["PPO, feed-forward"]}
+
+
 def test_a_run_of_ones_own_takes_the_place_of_the_reference(results, capsys):
     (results / "reference").mkdir()
     write_run(results / "reference", seed=0, curve={0: [1.0]}, name="a")
