@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 
 from cores import MemoryFlags, flag, make_core
-from utils import MLP, PrioritisedBuffer, adam, masked_mean, soft_update
+from utils import MLP, PrioritisedBuffer, adam, decay_lr, masked_mean, soft_update
 
 
 @dataclass
@@ -36,6 +36,7 @@ class HyperParameters(MemoryFlags):
     replay_ratio: float = flag(64, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "steps the replay buffer holds")
     lr: float = flag(1e-3, "learning rate")
+    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     n_steps: int = flag(1, "rewards in a return before it bootstraps")
     target_freq: int = flag(200, "updates between copies to the target network")
@@ -141,6 +142,8 @@ class R2D1:
         """One update."""
         cfg = self.cfg
         self.updates += 1
+        if cfg.lr_decay:
+            decay_lr((self.optimizer,), 1 - self.steps / cfg.max_timesteps)
 
         # Sample windows of stored steps, those with a large error more often
         batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)

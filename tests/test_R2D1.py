@@ -272,6 +272,14 @@ def test_exploration():
     assert agent.steps == 2000 and share(2000) == pytest.approx(0.95, abs=0.02)
 
 
+def test_learning_rates_fall_linearly():
+    """--lr_decay: to zero at max_timesteps, the core's own too; without it neither moves."""
+    for decay, expected in ((True, 0.75), (False, 1.0)):
+        agent, buffer, _ = filled(steps=50, max_timesteps=400, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
+        agent.train(buffer)                                            # after 100 steps, those of both environments
+        assert [group["lr"] for group in agent.optimizer.param_groups] == pytest.approx([expected * 1e-2, expected * 1e-3])
+
+
 def test_waits_for_a_window():
     """No update while no window is complete, however many are due."""
     agent, buffer, game = filled(**RECURRENT, seq_len="full", steps=1, batch_size=1)
