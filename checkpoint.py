@@ -34,8 +34,7 @@ NOT_STATE = {"spec", "cfg", "device",                                  # an agen
              "rows", "hidden", "_rows", "_hidden", "changed",          # a buffer's: kept apart
              "device_rows", "device_hidden", "copied"}                 # copies of these
 # Environments that keep something of one episode in the next, so that no generator's state leads back to where they were
-UNREPEATABLE = {name: f"an episode of {name} depends on those before it"
-                for name in ("ThrowerBulletEnv-v0", "HumanoidFlagrunHarderBulletEnv-v0")}
+UNREPEATABLE = {"ThrowerBulletEnv-v0", "HumanoidFlagrunHarderBulletEnv-v0"}
 SPARSE = 0.5                                                           # a file of rows with fewer left in use is rewritten
 
 

@@ -341,6 +341,7 @@ class Results:
 
     def begin(self):
         """Start a new run's files in place of those of the same name."""
+        self.start = time.time()
         for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
             with contextlib.suppress(OSError):
                 os.remove(self.path + end)
@@ -523,11 +524,12 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     """Act, step, add, train when the agent says so, evaluate. For an offline agent a step is an update: its episodes are added
     beforehand."""
     offline = envs is None
-    repeats = offline or run.env not in UNREPEATABLE
+    repeats = eval_env.unwrapped.spec.id not in UNREPEATABLE
     if not repeats:
+        why = f"an episode of {run.env} depends on those before it, so a run cannot be resumed"
         if run.resume and os.path.exists(results.path + ".csv"):
-            fail(f"--resume: {UNREPEATABLE[run.env]}, so a run cannot go on where it was; --overwrite instead starts it anew")
-        print(f"no checkpoints: {UNREPEATABLE[run.env]}, so a run cannot be resumed", flush=True)
+            fail(f"--resume: {why}; --overwrite instead starts it anew")
+        print(f"no checkpoints: {why}", flush=True)
     if offline:
         data.fill(buffer, episodes)
         results.info["data"] = data.summary(episodes)

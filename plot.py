@@ -42,14 +42,14 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
+from cores import MemoryFlags
+from main import RunFlags
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 FAR = 2                                                                # runs so many times as long as others get a panel more
-BOOKKEEPING = {"seed", "results_dir", "overwrite", "save_model", "test", "device", "buffer_on_device", "threads", "eval_freq",
-               "eval_episodes", "explore", "record", "staleness", "checkpoint_freq", "resume", "tensorboard", "wandb",
-               "log_freq", "video", "export"}
+BOOKKEEPING = {"seed"} | {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 
@@ -139,6 +139,7 @@ def read_run(path):
             info = json.load(file)
         config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
         config["seed"] = int(config["seed"])
+        config["load_model"] = re.sub(r"_seed=\d+", "", os.path.basename(config["load_model"]))   # each seed from its own
         hash((group_key(config), *[config[k] for k in NAMED]))         # all are there, none is a list
         name, returns, minutes = path + ".csv", {}, 0.0
         with open(name, newline="") as file:
@@ -193,6 +194,11 @@ def read_results(results_dir):
     return list(runs.values())
 
 
+def observation(config):
+    """What the agent sees: the part, and each kind of noise there is."""
+    return [config["observe"], *[words(k, float(config[k])) for k in ("flicker", "obs_noise", "sensor_dropout") if config[k]]]
+
+
 def memory_of(config):
     """In words: whose memory, and of what kind."""
     core = "minGRU" if config["core"] == "mingru" else config["core"].upper()
@@ -208,11 +214,11 @@ def group_runs(runs):
         lines.setdefault(group_key(run.config), []).append(run)
     for key, seeds in lines.items():
         config = dict(key)
-        env, observe = config["env"], config["observe"]
-        noise = [words(k, float(config[k])) for k in ("flicker", "obs_noise", "sensor_dropout") if config[k]]
+        env = config["env"]
         default = defaults(config)                                     # flags in the order of --help
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
-        place = (env, ", ".join([OBSERVE.get(observe, observe), *noise]), "_".join([env.replace("/", "-"), observe, *noise]))
+        observe, *noise = observation(config)
+        place = env, ", ".join([OBSERVE.get(observe, observe), *noise]), "_".join([env.replace("/", "-"), observe, *noise])
         figures.setdefault(place, []).append(Group(config["policy"], memory_of(config), flags, seeds))
     return {key: sorted(groups, key=Group.order) for key, groups in sorted(figures.items())}
 
@@ -344,92 +350,115 @@ def figure(title, groups, delta_q=None):
 # ---------------------------------------------------------------------- a study's questions
 
 def questions(study, results_dir):
-    """{question: {case: {arm's label: Group}}} of a grid's runs, as far as they are there. Exits with 2 if none is."""
+    """{question: {case: {arm's label: Group}}} of a grid's finished runs. Exits with 2 if there are none."""
     from sweep import read_study  # slow to start: it checks every flag
 
-    asked, missing = {}, 0
+    asked, missing = {}, []
     for planned in read_study(study, results_dir):
         try:
             run = read_run(os.path.join(results_dir, os.path.basename(planned.path)))
+            if not run.finished:                                       # its last evaluations are not those at the end
+                raise ValueError(f"{planned.path} is unfinished")
         except ValueError as error:
-            missing, why = missing + 1, error
+            missing.append(error)
             continue
-        place = ", ".join([run.config["policy"], run.config["env"], OBSERVE[run.config["observe"]]])
+        observe, *noise = observation(run.config)
+        case = ", ".join([run.config["policy"], run.config["env"], OBSERVE[observe], *noise])
         for arm in dict.fromkeys(planned.arms):
-            asked.setdefault(arm, {}).setdefault(place, []).append(run)
+            asked.setdefault(arm, {}).setdefault(case, []).append(run)
     if not asked:
-        fail(f"no run of {study} is in '{results_dir}'; run sweep.py first, or give another --results_dir")
+        fail(f"no finished run of {study} is in '{results_dir}'; run sweep.py first, or give another --results_dir")
     if missing:
-        print(f"warning: {missing} runs of {study} are left out, the last one because {why}", file=sys.stderr)
-    return {arm.partition("(")[2][:-1] or arm: arms_of(asked[arm])     # its name, if it has one, in the order of the file
-            for arm in sorted(asked, key=lambda arm: int(arm.split()[1]))}
+        print(f"warning: {len(missing)} runs of {study} are left out, the first one because {missing[0]}", file=sys.stderr)
+    named = {}
+    for arm in sorted(asked, key=lambda arm: int(arm.split()[1])):     # in the order of the file
+        name = arm.partition("(")[2][:-1] or arm
+        taken = name_of_file(name) in map(name_of_file, named)
+        named[arm if taken else name] = arms_of(asked[arm])
+    return named
+
+
+def name_of_file(question):
+    return re.sub(r"\W+", "_", question)
 
 
 def arms_of(cases):
     """{case: [Run]} -> {case: {label: Group}}; a label names what sets the arms apart, whatever the case."""
-    def differing(runs):
-        remembering = [run.config for run in runs if memory_of(run.config) != "feed-forward"]   # the others' flags mean nothing
-        return [k for k in remembering[0] if k not in BOOKKEEPING | set(NAMED) and len({str(c[k]) for c in remembering}) > 1] \
-            if remembering else []
-    flags = list(dict.fromkeys(k for runs in cases.values() for k in differing(runs)))
-    memories = {memory_of(run.config) for runs in cases.values() for run in runs}
+    memory_flags, memories = {f.name for f in fields(MemoryFlags)}, set()
+
+    def flags_of(config):                                              # without a memory, its flags mean nothing
+        return {k: v for k, v in config.items() if k not in BOOKKEEPING | set(NAMED) and
+                (memory_of(config) != "feed-forward" or k not in memory_flags)}
+    differing = {}                                                     # flags, in the order of --help
+    for runs in cases.values():
+        memories |= {memory_of(run.config) for run in runs}
+        values = {}
+        for run in runs:
+            for k, v in flags_of(run.config).items():
+                values.setdefault(k, set()).add(v)
+        differing |= {k: None for k in values if len(values[k]) > 1}
 
     def label(config):
+        flags = flags_of(config)
         memory = memory_of(config)
-        if memory == "feed-forward":
-            return memory
-        return ", ".join([memory] * (len(memories) > 1) + [words(k, config[k]) for k in flags]) or memory
+        return ", ".join([memory] * (len(memories) > 1) + [words(k, flags[k]) for k in differing if k in flags]) or memory
     grouped = {}
     for case, runs in cases.items():
         lines = {}
         for run in runs:
             lines.setdefault(label(run.config), []).append(run)
-        grouped[case] = {name: Group(case, name, {}, seeds) for name, seeds in lines.items()}
+        assert all(len({group_key(run.config) for run in seeds}) == 1 for seeds in lines.values())
+        grouped[case] = {name: Group(seeds[0].config["policy"], name, {}, seeds) for name, seeds in lines.items()}
     return grouped
 
 
 def question_figure(question, cases):
     """Above: returns while training. Below: each seed's mean of its last evaluations, a dot, and the mean of these, a bar."""
     labels = list(dict.fromkeys(label for groups in cases.values() for label in groups))
-    colours = dict(zip(labels, ARMS * len(labels)))
-    runs = {id(run): run for groups in cases.values() for g in groups.values() for run in g.runs}.values()
+    runs = [run for groups in cases.values() for g in groups.values() for run in g.runs]
     text = (f"Above: thin lines are seeds, thick ones their mean. Below: a dot is a seed's mean of its last {LAST} evaluations, "
-            f"the bar their mean. {len(runs)} runs, {sum(run.minutes for run in runs) / 60:.1f} core-hours, those shared "
-            "with other questions included. Returns of evaluation episodes without exploration.")
-    if unfinished := sum(not run.finished for run in runs):
-        text += f" {unfinished} runs are unfinished."
+            f"the bar their mean. {len(runs)} runs, {hours(runs):.1f} core-hours (one core a run, wall time), those "
+            "shared with other questions included. Returns of evaluation episodes without exploration.")
+    width = 3.1 * max(2, len(cases)) + 1.2
     with matplotlib.style.context(["default", STYLE, {"font.size": 8}]):
-        fig = Figure(figsize=(3.1 * max(2, len(cases)) + 1.2, 4.2 + 0.22 * len(labels)), dpi=150, layout="constrained")
+        fig = Figure(figsize=(width, 4.2 + 0.22 * len(labels)), dpi=150, layout="constrained")
         axes = fig.subplots(2, len(cases), squeeze=False, height_ratios=[3, 0.6 + 0.3 * len(labels)])
         for (curves, ends), (case, groups) in zip(axes.T, cases.items()):
             for label, g in groups.items():
-                for run in g.runs:
-                    curves.plot(*zip(*sorted(run.curve.items())), color=colours[label], lw=0.6, alpha=0.55)
-                curves.plot(g.steps, g.returns.mean(0), color=colours[label], lw=1.8)
                 row = labels.index(label)
-                ends.plot(g.last, [row] * len(g.last), "o", color=colours[label], ms=5, alpha=0.8, mew=0)
-                ends.plot([g.last.mean()], [row], "|", color=colours[label], ms=15, mew=2)
+                look = dict(color=ARMS[row % len(ARMS)], ls=("-", "--", ":")[row // len(ARMS) % 3])
+                for run in g.runs:
+                    curves.plot(*zip(*sorted(run.curve.items())), **look, lw=0.6, alpha=0.55)
+                curves.plot(g.steps, g.returns.mean(0), **look, lw=1.8)
+                ends.plot(g.last, [row] * len(g.last), "o", color=look["color"], ms=5, alpha=0.8, mew=0)
+                ends.plot([g.last.mean()], [row], "|", color=look["color"], ms=15, mew=2)
             curves.set_title(case.replace(", ", "\n", 1), loc="left", size=8)
-            curves.set(xlabel="environment steps", ylabel="evaluation return" if curves is axes[0, 0] else None)
+            curves.set(xlabel=unit(groups.values()), ylabel="evaluation return" if curves is axes[0, 0] else None)
             curves.xaxis.set_major_formatter(short)
             ends.set(ylim=(len(labels) - 0.5, -0.5), xlabel="return at the end", yticks=range(len(labels)),
                      yticklabels=labels if curves is axes[0, 0] else [])
-        for tick, label in zip(axes[1, 0].get_yticklabels(), labels):
-            tick.set_color(colours[label])
+        for row, tick in enumerate(axes[1, 0].get_yticklabels()):
+            tick.set_color(ARMS[row % len(ARMS)])
         fig.suptitle(question, x=0.01, ha="left", weight="bold", size=12)
-        fig.supxlabel(textwrap.fill(text, 150), x=0.01, ha="left", color="#444444", linespacing=1.4, size=8)
+        fig.supxlabel(textwrap.fill(text, int(16 * width)), x=0.01, ha="left", color="#444444", linespacing=1.4, size=8)
         fig.draw_without_rendering()
     return fig
 
 
+def hours(runs):
+    return sum(run.minutes for run in runs) / 60
+
+
 def print_questions(asked):
+    print(f"mean: over seeds, of their last {LAST} evaluations; (its 95% interval, bootstrap over seeds); per seed; core-hours")
     for question, cases in asked.items():
         print(f"\n{question}")
         for case, groups in cases.items():
             for label, g in groups.items():
                 low, high = interval(g.last)
                 print(f"  {case}: {label}: {g.last.mean():.2f}" + (f" ({low:.2f} to {high:.2f})" if len(g.runs) > 1 else "") +
-                      f"   {' '.join(f'{x:.2f}' for x in g.last)}   {sum(run.minutes for run in g.runs) / 60:.2f} core-hours")
+                      "   " + " ".join(f"{run.config['seed']}:{x:.2f}" for run, x in zip(g.runs, g.last)) +
+                      f"   {hours(g.runs):.2f}")
 
 
 # ---------------------------------------------------------------------- table
@@ -474,8 +503,8 @@ def main(argv=None):
     try:
         os.makedirs(args.plots_dir, exist_ok=True)
         for question, cases in asked.items():
-            file = re.sub(r"\W+", "_", question)
-            question_figure(question, cases).savefig(os.path.join(args.plots_dir, file + ".png"), metadata={"Software": None})
+            question_figure(question, cases).savefig(os.path.join(args.plots_dir, name_of_file(question) + ".png"),
+                                                     metadata={"Software": None})
         for (env, observation, name), groups in figures.items() if not asked else ():
             drawn = {name: figure(f"{env}, {observation}", groups)}
             panels = delta_q_panels(groups)

@@ -500,8 +500,10 @@ def write_file(path, payload):
         os.replace(path + ".new", path)
         with contextlib.suppress(OSError):                             # the new name, too, survives a loss of power
             folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError:
         with contextlib.suppress(OSError):
             os.remove(path + ".new")
@@ -517,14 +519,17 @@ def alone(path, patience):
         lock.acquire(timeout=patience)
     except Timeout:
         fail(f"another process is at work on {path}; wait for it, or stop it")
+    except PermissionError:
+        fail(f"{path}.lock is another user's; if nobody is at work on this run, delete it")
     except (OSError, NotImplementedError) as error:                    # such as a file system without locks
         print(f"warning: {path}.lock could not be locked ({error}); see that no other process works at this run", file=sys.stderr)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".lock")
-        lock.release()
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                os.remove(path + ".lock")
+            lock.release()
 
 
 def save_checkpoint(path, agent, config, step):

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPEC, RandomAgent, Toy, make_buffer, make_off_policy
+from filelock import FileLock
 
 import data
 import main
@@ -695,7 +697,7 @@ def test_environments_that_do_not_repeat(tmp_path, capsys, monkeypatch):
     import pybullet_envs_gymnasium  # noqa: F401  (registers them)
     assert all(name in gym.registry for name in UNREPEATABLE)
     env = "TestSwing-v0"
-    monkeypatch.setitem(UNREPEATABLE, env, f"an episode of {env} depends on those before it")
+    monkeypatch.setattr(main, "UNREPEATABLE", {env})
     argv = flags(f"--policy TD3 --env {env} --max_timesteps 12 --eval_freq 6", tmp_path, checkpoint_freq=4)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         crash_in(patch, main.Buffer, "add", 10)
@@ -730,6 +732,40 @@ def test_no_two_processes_at_one_run(again, tmp_path, monkeypatch):
     main.main(alone)
     assert differences(outcome(path_of(alone))["csv"], outcome(path_of(argv))["csv"]) == []
     assert not [name for name in os.listdir(tmp_path / "both") if name.endswith(".lock")]
+
+
+def test_a_run_waits_for_one_that_is_just_ending(tmp_path):
+    argv = flags("--policy TD3 --env TestSwing-v0 --resume", tmp_path)
+    lock = FileLock(path_of(argv) + ".lock", thread_local=False)
+    lock.acquire()
+    ending = threading.Timer(1, lock.release)
+    ending.start()
+    start = time.monotonic()
+    main.main(argv)
+    ending.join()
+    assert time.monotonic() - start > 1 and main.finished(path_of(argv))
+
+
+def test_a_lock_that_cannot_be_had_is_left_alone(tmp_path, capsys, monkeypatch):
+    """Of a file system without locks it is said; another user's is refused. Neither file is removed."""
+    for error, code, says in ((OSError(errno.ENOLCK, "No locks available"), 0, "warning: "), (PermissionError(), 2, "error: ")):
+        path = str(tmp_path / says.strip(": "))
+        with open(path + ".lock", "w"):
+            pass
+
+        def broken(*args, error=error, **kwargs):
+            raise error
+        monkeypatch.setattr(utils.FileLock, "acquire", broken)
+        try:
+            with utils.alone(path, 0):
+                pass
+            stopped = 0
+        except SystemExit as stop:
+            stopped = stop.code
+        monkeypatch.undo()
+        said = capsys.readouterr().err
+        assert stopped == code and said.startswith(says) and said.count("\n") == 1
+        assert os.path.exists(path + ".lock")
 
 
 def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path):

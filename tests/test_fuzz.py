@@ -98,10 +98,14 @@ def folder(tmp_path_factory):
         yield here
 
 
+class TooLong(BaseException):
+    """Nothing in main.py takes it for an error of its own."""
+
+
 def call(argv):
     """main.py in this process -> exit code, what it said to stderr."""
     def too_long(*_):
-        raise TimeoutError(f"it ran for a minute: {shlex.join(argv)}")
+        raise TooLong(f"it ran for a minute: {shlex.join(argv)}")
     error, before = io.StringIO(), signal.signal(signal.SIGALRM, too_long)
     signal.alarm(60)
     try:
@@ -141,4 +145,6 @@ def test_any_command_line(folder, argv, again):
 
 def test_lines_were_of_both_kinds():
     """Else the test above would be one of refusals, or of good flags, alone."""
+    if not CODES:
+        pytest.skip("the test above was not run")
     assert min(CODES[0], CODES[2]) > 0.15 * CODES.total(), CODES

@@ -2,7 +2,6 @@
 import csv
 import json
 import warnings
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import plot
 import PPO
 import sweep
 import TD3
-from main import RunFlags
 
 HOPPER = "HopperBulletEnv-v0"
 MODULES = {"TD3": TD3, "PPO": PPO}
@@ -423,14 +421,11 @@ def test_damaged_measurements_are_one_line(results, capsys):
 
 
 def test_a_run_that_starts_from_a_model_is_a_line_of_its_own(results):
+    """Each seed may start from a model of its own, wherever that lies."""
     write_run(results)
-    write_run(results, seed=1, load_model="x.best.pt")
+    for seed in (1, 2):
+        write_run(results, seed=seed, load_model=f"{results}/x_seed={seed}.best.pt")
     assert labels(results) == {f"{HOPPER}_full": ["TD3, feed-forward", "TD3, feed-forward, load_model=x.best.pt"]}
-
-
-def test_bookkeeping_is_what_has_no_part_in_learning():
-    """plot.py starts without PyTorch, so it has a list of its own."""
-    assert plot.BOOKKEEPING == {"seed"} | {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
 
 # ---------------------------------------------------------------------- a study's questions
@@ -439,6 +434,7 @@ STUDY = """
 seeds = [0, 1]
 [common]
 hidden_size = 8
+hidden_layers = 1
 case = [{policy = "TD3", env = "Cue30-v0", lr = 1e-3}, {policy = "PPO", env = "Cue10-v0"}]
 [[runs]]
 name = "Q1: window/length"
@@ -476,7 +472,7 @@ def test_a_question_has_a_figure_with_every_seed(studied, results, tmp_path, cap
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == \
         ["Q1_window_length.png", "Q4_none_at_all.png", "summary.csv"]
     out = capsys.readouterr().out
-    assert "  PPO, Cue10-v0, fully observed: seq_len=4: 5.00 (0.00 to 10.00)   0.00 10.00   " in out
+    assert "  PPO, Cue10-v0, fully observed: seq_len=4: 5.00 (0.00 to 10.00)   0:0.00 1:10.00   " in out
     assert imread(tmp_path / "plots" / "Q1_window_length.png").std() > 0.1
     drawn = plot.question_figure("Q4", plot.questions(studied, str(results))["Q4: none at all"])
     curves, ends = drawn.axes[0], drawn.axes[2]
@@ -485,12 +481,40 @@ def test_a_question_has_a_figure_with_every_seed(studied, results, tmp_path, cap
     assert [tick.get_text() for tick in ends.get_yticklabels()] == ["LSTM actor and critic", "feed-forward"]
 
 
+def test_arms_differ_by_whatever_the_file_says(results, tmp_path):
+    """Also without a memory, by noise, and by a flag that one algorithm alone has."""
+    (tmp_path / "study.toml").write_text("""
+        seeds = [0, 1]
+        [[runs]]
+        env = "Cue10-v0"
+        flicker = [0.0, 0.5]
+        arm = [{policy = "TD3", tau = 0.01}, {policy = "TD3", tau = 0.02}, {policy = "PPO"}]
+    """)
+    for run in sweep.read_study(str(tmp_path / "study.toml"), str(results)):
+        write_run(results, name=run.path.split("/")[-1], **run.config)
+    (question, cases), = plot.questions(str(tmp_path / "study.toml"), str(results)).items()
+    td3 = {f"TD3, Cue10-v0, fully observed{noise}": {"tau=0.01": 2, "tau=0.02": 2} for noise in ("", ", flicker=0.5")}
+    ppo = {f"PPO, Cue10-v0, fully observed{noise}": {"feed-forward": 2} for noise in ("", ", flicker=0.5")}
+    assert {case: {label: len(g.runs) for label, g in arms.items()} for case, arms in cases.items()} == td3 | ppo
+    plot.question_figure(question, cases)
+
+
+def test_questions_of_one_name_are_two_figures(results, tmp_path):
+    (tmp_path / "study.toml").write_text('seeds = [0]\n' + ''.join(
+        f'[[runs]]\nname = "{name}"\npolicy = "TD3"\nlr = {lr}\n' for name, lr in (("a: b", 1e-3), ("a/b", 2e-3))))
+    for run in sweep.read_study(str(tmp_path / "study.toml"), str(results)):
+        write_run(results, name=run.path.split("/")[-1], **run.config)
+    assert list(plot.questions(str(tmp_path / "study.toml"), str(results))) == ["a: b", "[[runs]] 2 (a/b)"]
+
+
 def test_a_study_that_is_not_finished(studied, results, tmp_path, capsys):
-    gone = sorted(results.glob("*seed=1.csv"))[0]
+    gone, young = sorted(results.glob("*seed=1.csv"))[:2]
     gone.unlink()
+    info = json.loads(young.with_suffix(".json").read_text())
+    young.with_suffix(".json").write_text(json.dumps(info | {"finished": False}))
     asked = plot.questions(studied, str(results))
     error = capsys.readouterr().err
-    assert error.startswith("warning: 1 runs of ") and gone.name in error and error.count("\n") == 1
+    assert error.startswith("warning: 2 runs of ") and (gone.name in error or "unfinished" in error) and error.count("\n") == 1
     assert sorted({len(g.runs) for cases in asked.values() for arms in cases.values() for g in arms.values()}) == [1, 2]
     for path in results.iterdir():
         path.unlink()
