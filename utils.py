@@ -498,12 +498,6 @@ def write_file(path, payload):
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
-        with contextlib.suppress(OSError):                             # the new name, too, survives a loss of power
-            folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     except OSError:
         with contextlib.suppress(OSError):
             os.remove(path + ".new")
