@@ -28,8 +28,7 @@ the same path.
 No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: a
 process holds a lock on its RUN.log as long as it lives, and the next one waits for it. That needs a file system with flock
 (NFS, and Lustre mounted with it). A main.py that is started by hand has a lock of its own, by which the sweep's is then
-refused. On Linux a process whose worker dies gets
-SIGTERM, so that it does not live on for long.
+refused. On Linux a process whose worker dies gets SIGTERM, so that it does not live on for long.
 """
 import argparse
 import collections
