@@ -89,6 +89,7 @@ class RunFlags:
 
 
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
+NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
 
 # ---------------------------------------------------------------------- flags
@@ -300,8 +301,7 @@ def run_name(run, cfg, module):
     defaults = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
-    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | \
-        {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
+    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
     other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else str(v).replace('/', '-')}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
@@ -337,7 +337,6 @@ class Results:
         self.lines = ["step,episode,return,length,seconds"]
         self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
                          versions={**versions(), "machine": processor()})
-        self.start = time.time()
 
     def begin(self):
         """Start a new run's files in place of those of the same name."""

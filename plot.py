@@ -43,13 +43,13 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
 from cores import MemoryFlags
-from main import RunFlags
+from main import NOT_LEARNING
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 8                                                          # in a figure of one panel
 FAR = 2                                                                # runs so many times as long as others get a panel more
-BOOKKEEPING = {"seed"} | {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
+BOOKKEEPING = {"seed"} | NOT_LEARNING
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 

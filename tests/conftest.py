@@ -12,7 +12,8 @@ import torch.nn as nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)
 
-from envs import EnvSpec  # noqa: E402
+import data  # noqa: E402
+from envs import EnvSpec, make_env  # noqa: E402
 from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)
@@ -39,6 +40,17 @@ def float64():
 def dtype():
     """NumPy's name of Torch's default."""
     return torch.zeros(()).numpy().dtype
+
+
+def record(env_id, name, episodes, length, seed=0):
+    """A data set of one-dimensional random actions: so many episodes of so many steps."""
+    env = make_env(env_id, data.Recorder)
+    rng = np.random.default_rng(seed)
+    for episode in range(episodes):
+        env.reset(seed=100 * seed + episode)
+        for _ in range(length):
+            env.step(rng.uniform(-1, 1, 1))
+    data.save(env.env.env, name, "random", "by hand")
 
 
 # ---------------------------------------------------------------------- toy environments

@@ -23,10 +23,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, RandomAgent, Toy, make_buffer, make_off_policy
+from conftest import SPEC, RandomAgent, Toy, make_buffer, make_off_policy, record
 from filelock import FileLock
 
-import data
 import main
 import TD3
 import utils
@@ -195,18 +194,8 @@ def data_sets(tmp_path_factory):
     pytest.importorskip("minari")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        record("test/swing-v0", seed=0)
+        record("TestSwing-v0", "test/swing-v0", 8, 13)
         yield
-
-
-def record(name, seed, episodes=8):
-    env = main.make_env("TestSwing-v0", data.Recorder)
-    rng = np.random.default_rng(seed)
-    for episode in range(episodes):
-        env.reset(seed=100 * seed + episode)
-        for _ in range(13):
-            env.step(rng.uniform(-1, 1, 1))
-    data.save(env.env.env, name, "random", "by hand")
 
 
 def agent_class(argv):
@@ -322,11 +311,11 @@ def test_an_environment_that_cannot_be_led_back_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("seed,episodes", [(1, 8), (0, 6), (0, 9)])
 def test_another_data_set_of_the_same_name_is_refused(seed, episodes, data_sets, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    record("test/swing-v0", seed=0)
+    record("TestSwing-v0", "test/swing-v0", 8, 13)
     argv = flags("--policy BCQ --env TestSwing-v0", tmp_path / "1", **TINIER)
     assert play(argv, agent_class(argv), "train", 30).crashed
     shutil.rmtree(tmp_path / "minari")
-    record("test/swing-v0", seed, episodes)
+    record("TestSwing-v0", "test/swing-v0", episodes, 13, seed)
     code, error = stop_of([*argv, "--resume"], capsys)
     assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and "test/swing-v0" in error
 

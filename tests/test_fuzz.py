@@ -13,14 +13,13 @@ import tempfile
 from collections import Counter
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
+from conftest import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_main import all_flags
 
-import data
 import main
 from main import POLICIES
 
@@ -81,13 +80,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(here / "data"))
         patch.setenv("WANDB_MODE", "offline")
-        env = main.make_env("FuzzSwing-v0", data.Recorder)
-        rng = np.random.default_rng(0)
-        for t in range(35):
-            if t % 7 == 0:
-                env.reset(seed=t)
-            env.step(rng.uniform(-1, 1, 1))
-        data.save(env.env.env, "test/swing-v0", "random", "by hand")
+        record("FuzzSwing-v0", "test/swing-v0", episodes=5, length=7)
         for policy in POLICIES:
             own = dict(env="FuzzSwing-v0", max_timesteps=10, eval_episodes=1, hidden_size=4, core_size=3) | OWN[policy]
             main.main([f"--policy={policy}", "--recurrent", "--save_model", f"--results_dir={here / policy}",

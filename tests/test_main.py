@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import test_envs  # noqa: F401  (registers toy environments)
 import torch
+from conftest import record
 
-import data
 import main
 from cores import MemoryFlags
 from main import POLICIES, RunFlags, defaults_of, parse
@@ -81,13 +81,7 @@ def data_sets(tmp_path_factory):
     """A folder of data sets, with one of Pendulum for offline algorithms: 400 steps by random actions, 2 episodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        env = main.make_env("Pendulum-v1", data.Recorder)
-        rng = np.random.default_rng(0)
-        for t in range(400):
-            if t % 200 == 0:
-                env.reset(seed=t)
-            env.step(rng.uniform(-1, 1, 1))
-        data.save(env.env.env, "test/pendulum-v0", "random", "by hand")
+        record("Pendulum-v1", "test/pendulum-v0", episodes=2, length=200)
         yield
 
 
