@@ -23,14 +23,13 @@ Deliberate differences from the paper and its reference code:
    step. So the policy is a function of the history, and an evaluation can be repeated. There is no exploration.
 6. Discount and learning rates are set for PyBullet's hopper, see HyperParameters; one size for all networks.
 """
-import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 
 from cores import MemoryFlags, flag, make_core, start_hidden
-from utils import MLP, adam, masked_mean, soft_update
+from utils import MLP, adam, masked_mean, soft_update, target_of
 
 
 @dataclass
@@ -114,7 +113,7 @@ class BCQ:
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         self.spec, self.cfg, self.device = spec, cfg, device
         self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
-        self.perturbation_target, self.critic_target = copy.deepcopy(self.actor.perturbation), copy.deepcopy(self.critic)
+        self.perturbation_target, self.critic_target = target_of(self.actor.perturbation), target_of(self.critic)
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # each of its weights gets one loss's gradient
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.hidden_size = self.actor.core.hidden_size + self.critic.core.hidden_size   # the critic chooses, so it remembers

@@ -12,7 +12,6 @@ Deliberate differences from the paper and its reference code:
 4. Gaussian exploration noise instead of Ornstein-Uhlenbeck, no batch or weight regularisation, and TD3's networks and
    hyper-parameters, so that `diff DDPG.py TD3.py` is the difference between the algorithms and nothing else.
 """
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 import torch.nn as nn
 
 from cores import MemoryFlags, flag, make_core, start_hidden
-from utils import MLP, adam, decay_lr, masked_mean, soft_update
+from utils import MLP, adam, decay_lr, masked_mean, soft_update, target_of
 
 
 @dataclass
@@ -77,7 +76,7 @@ class DDPG:
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         self.spec, self.cfg, self.device = spec, cfg, device
         self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
-        self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
+        self.actor_target, self.critic_target = target_of(self.actor), target_of(self.critic)
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         # The critic's memory is advanced while acting only if windows start from it

@@ -15,7 +15,6 @@ Deliberate differences from the paper:
 4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
 5. Its one network is actor and critic at once: it acts by its own Q-values. No reward is clipped; the networks are small.
 """
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 import torch.nn as nn
 
 from cores import MemoryFlags, flag, make_core
-from utils import MLP, PrioritisedBuffer, adam, decay_lr, masked_mean, soft_update
+from utils import MLP, PrioritisedBuffer, adam, decay_lr, masked_mean, soft_update, target_of
 
 
 @dataclass
@@ -97,7 +96,7 @@ class R2D1:
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         self.spec, self.cfg, self.device = spec, cfg, device
         self.actor = self.critic = QNetwork(spec, cfg).to(device)
-        self.critic_target = copy.deepcopy(self.critic)
+        self.critic_target = target_of(self.critic)
         self.optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.squash, self.unsquash = (squash, unsquash) if cfg.rescale else (lambda x: x, lambda y: y)
         self.hidden_size = self.critic.core.hidden_size

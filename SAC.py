@@ -12,7 +12,6 @@ Deliberate differences from the paper and its reference code:
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
 5. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
 """
-import copy
 import math
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ import torch.nn as nn
 from torch.nn.functional import softplus
 
 from cores import MemoryFlags, flag, make_core, start_hidden, window_start
-from utils import MLP, adam, decay_lr, masked_mean, soft_update
+from utils import MLP, adam, decay_lr, masked_mean, soft_update, target_of
 
 
 @dataclass
@@ -90,7 +89,7 @@ class SAC:
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         self.spec, self.cfg, self.device = spec, cfg, device
         self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
-        self.critic_target = copy.deepcopy(self.critic)
+        self.critic_target = target_of(self.critic)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.init_alpha), device=device))
         self.target_entropy = -spec.action_dim if cfg.target_entropy is None else cfg.target_entropy
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)

@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
+torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, and acting not
+
 
 def flag(default, help, low=None, high=None, role="learning"):
     """A hyper-parameter whose command-line flag is generated: main.py reads type, default, help and bounds from it.

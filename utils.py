@@ -1,6 +1,7 @@
 """Mechanism that every algorithm shares: buffers of sequences, masked means, network heads, optimizers, checkpoints."""
 import argparse
 import contextlib
+import copy
 import importlib
 import io
 import os
@@ -480,6 +481,15 @@ def decay_lr(optimizers, remaining):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * max(0, remaining)
+
+
+def target_of(network):
+    """A copy of a network, to follow it by `soft_update`."""
+    target = copy.deepcopy(network)
+    for module in target.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()                                # cuDNN wants the weights in one piece; a copy has many
+    return target
 
 
 @torch.no_grad()

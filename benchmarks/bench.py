@@ -4,11 +4,14 @@
     python benchmarks/bench.py --peers             beside them what is installed (pip install sb3-contrib torchrl)
     python benchmarks/bench.py W1 W4 --rounds 9    some works, more rounds
     python benchmarks/bench.py --growth            against window length, fill of the buffer, environments and threads
+    python benchmarks/bench.py --device cuda W1    networks and batches on a GPU; --buffer_on_device: the buffer, too
+    python benchmarks/bench.py --device cuda --seeds 1 2 4       so many runs at once on one GPU
 
 Contenders take turns, round by round, and a ratio is the median over rounds of the quotient within a round, so that a
 machine that slows down slows down both. Times are CPU time of this process, so that other processes count little. For an
 update the table also says how many floating-point operations it needs and how long those alone would take at the rate of a
 large matrix product, measured in the same run: the floor. One thread; Hopper's shapes, 15 observations and 3 actions.
+On a GPU times are wall time, to the end of the work there.
 """
 import argparse
 import copy
@@ -28,7 +31,7 @@ import torch.nn as nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import main  # noqa: E402
 from envs import EnvSpec  # noqa: E402
-from utils import Buffer  # noqa: E402
+from utils import Buffer, target_of  # noqa: E402
 
 S, A = 15, 3
 ENV = "HopperBulletEnv-v0"
@@ -38,11 +41,14 @@ PEERS = ("stable_baselines3", "sb3_contrib", "torchrl")        # as they are imp
 
 # ---------------------------------------------------------------------- what is timed
 
+WHERE = []                                                             # --device and --buffer_on_device, as main.py reads them
+
+
 def make_agent(words):
     """An agent as main.py would make it, and its hyper-parameters."""
-    run, cfg, module, _ = main.parse(words.split())
+    run, cfg, module, _ = main.parse([*words.split(), *WHERE])
     torch.manual_seed(0)
-    return getattr(module, run.policy)(EnvSpec(S, A, False), cfg), cfg
+    return getattr(module, run.policy)(EnvSpec(S, A, False), cfg, device=run.device), cfg
 
 
 def make(words, fill=20_000, episode=1000):
@@ -53,7 +59,8 @@ def make(words, fill=20_000, episode=1000):
 
 
 def filled(agent, fill, episode=1000):
-    buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_size)
+    buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_size, device=agent.device,
+                    on_device="--buffer_on_device" in WHERE)
     rng = np.random.default_rng(0)
     hidden = 0.5 * rng.normal(size=(997, 1, agent.hidden_size)).astype(np.float32)        # over and over
     state, reward = rng.normal(size=(fill + 1, 1, S)).astype(np.float32), rng.normal(size=(fill, 1))
@@ -73,8 +80,8 @@ class PlainTD3:
 
     def __init__(self, agent):
         self.cfg, self.updates = agent.cfg, 0
-        self.actor, self.critics = self.copy(agent.actor), self.copy(agent.critic)
-        self.actor_target, self.critics_target = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        self.actor, self.critics = self.copy(agent.actor).to(agent.device), self.copy(agent.critic).to(agent.device)
+        self.actor_target, self.critics_target = target_of(self.actor), target_of(self.critics)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=self.cfg.lr)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=self.cfg.lr)
 
@@ -108,7 +115,7 @@ class PlainTD3:
         if cfg.hidden_init == "stored":
             hidden_actor, hidden_critic = batch.hidden.chunk(2, -1)
         else:
-            hidden_actor = hidden_critic = torch.zeros(len(mask), cfg.core_size * (1 + (cfg.core == "lstm")))
+            hidden_actor = hidden_critic = history.new_zeros(len(mask), cfg.core_size * (1 + (cfg.core == "lstm")))
         with torch.no_grad():
             next_action = torch.tanh(self.actor_target["heads"][0](
                 self.features(self.actor_target, history, hidden_actor)[:, 1:]))
@@ -303,7 +310,8 @@ def loop(words):
     """Steps in the real environment with all that belongs to them; returns a function that takes `steps` more."""
     agent, cfg = make_agent(words)
     envs = main.make_vector_env(ENV, cfg.num_envs)
-    buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs)
+    buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs, device=agent.device,
+                    on_device="--buffer_on_device" in WHERE)
     all_steps = iter(main.Interaction(agent, envs, buffer, cfg, agent.spec, seed=0))
 
     def go(steps):
@@ -359,17 +367,30 @@ WORKS = {
 
 # ---------------------------------------------------------------------- timing
 
+def on_gpu():
+    return "cuda" in WHERE
+
+
+def clock():
+    """CPU seconds of this process, or, where a GPU works for it, wall seconds to the end of what it was given."""
+    if on_gpu():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
 def seconds(call, repeat):
-    start = time.process_time()
+    start = clock()
     for _ in range(repeat):
         call()
-    return (time.process_time() - start) / repeat
+    return (clock() - start) / repeat
 
 
 def matmul_rate():
-    """Floating-point operations per second of a large matrix product on one thread."""
-    a, b = torch.randn(512, 512), torch.randn(512, 512)
-    return 2 * 512 ** 3 / min(seconds(lambda: a @ b, 5) for _ in range(5))
+    """Floating-point operations per second of a large matrix product, on one thread or a GPU; and its size."""
+    n = 8192 if on_gpu() else 512
+    a, b = torch.randn(2, n, n, device="cuda" if on_gpu() else "cpu")
+    return 2 * n ** 3 / min(seconds(lambda: a @ b, 5) for _ in range(5)), n
 
 
 def race(contenders, rounds, budget=0.3):
@@ -386,8 +407,9 @@ def race(contenders, rounds, budget=0.3):
 
 
 def bench(names, peers, rounds):
-    rate = matmul_rate()
-    print(f"{main.processor()}, torch {torch.__version__}, one thread, a 512 x 512 product runs at {rate / 1e9:.0f} GFLOP/s\n")
+    rate, n = matmul_rate()
+    where = f"{torch.cuda.get_device_name()} beside {main.processor()}" if on_gpu() else main.processor()
+    print(f"{where}, torch {torch.__version__}, one thread, a {n} x {n} product runs at {rate / 1e9:.0f} GFLOP/s\n")
     print("| work | what | this project | floor | beside it | ratio |")
     print("|---|---|---|---|---|---|")
     for name in names:
@@ -435,12 +457,48 @@ def growth(rounds):
         print(f"| {threads} | {' | '.join(row)} |", flush=True)
 
 
+def run_seed(where, work, start, updates, budget=5):
+    """A process of its own: update from when all are ready until the budget of seconds is spent; count into `updates`."""
+    WHERE[:] = where
+    torch.set_num_threads(1)
+    call = WORKS[work][1](())[0]["this project"]
+    for _ in range(10):
+        call()
+    start.wait()
+    began = clock()
+    while clock() - began < budget:
+        for _ in range(10):
+            call()
+        updates.value += 10
+    updates.value /= clock() - began
+
+
+def seeds(counts):
+    """How many runs one GPU serves at once: their updates per second, together."""
+    print("\n| runs at once on one GPU | W1, updates/s together | W10, updates/s together |\n|---|---|---|")
+    for n in counts:
+        row = []
+        for work in ("W1", "W10"):
+            spawn = torch.multiprocessing.get_context("spawn")         # CUDA does not survive a fork
+            start, updates = spawn.Barrier(n), [spawn.Value("d") for _ in range(n)]
+            processes = [spawn.Process(target=run_seed, args=(WHERE, work, start, count)) for count in updates]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+            row.append(f"{sum(count.value for count in updates):.0f}")
+        print(f"| {n} | {' | '.join(row)} |", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; all if none is named")
     parser.add_argument("--peers", action="store_true", help="time other libraries beside it")
     parser.add_argument("--growth", action="store_true", help="time growth instead")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks and batches are")
+    parser.add_argument("--buffer_on_device", action="store_true", help="keep a copy of the buffer there, too")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="time so many runs at once on a GPU instead")
     args = parser.parse_args()
     if unknown := [w for w in args.works if w not in WORKS]:
         parser.error(f"unknown work {unknown[0]}; there are {', '.join(WORKS)}")
@@ -451,6 +509,19 @@ if __name__ == "__main__":
         parser.error("--peers needs sb3-contrib, torchrl or both; pip install sb3-contrib torchrl")
     if args.growth and (args.works or args.peers):
         parser.error("--growth times no works and no peers; leave them out")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is available to this PyTorch")
+    if args.device == "cpu" and (args.buffer_on_device or args.seeds):
+        parser.error("--buffer_on_device and --seeds need --device cuda")
+    if args.device == "cuda" and (args.peers or args.growth):
+        parser.error("--peers and --growth are measured on the CPU alone")
+    if args.seeds and (args.works or min(args.seeds) < 1):
+        parser.error("--seeds times W1 and W10, for numbers of runs of at least 1; name no works")
+    if args.device == "cuda":
+        WHERE[:] = ["--device", "cuda", *["--buffer_on_device"] * args.buffer_on_device]
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    if args.seeds:
+        seeds(args.seeds)
+        sys.exit()
     growth(args.rounds) if args.growth else bench(args.works or list(WORKS), peers, args.rounds)

@@ -516,21 +516,6 @@ def test_a_time_limit_is_no_end(module, flags):
     assert 9 < value.min() and value.max() < 11, (value.min(), value.max())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind, on_device", [("continuous", False), ("continuous", True), ("discrete", False)])
-def test_trains_on_cuda(module, kind, on_device):
-    """With windows of different length, burn-in, and states written back."""
-    flags = ON_POLICY if module is PPO else dict(rollout_steps=ROLLOUT)
-    agent = make_agent(module, SPECS[kind], device="cuda", **flags, seq_len=4, burn_in=2, hidden_init="stored",
-                       hidden_refresh=True, **RECURRENT)
-    buffer = make_buffer(agent, agent.buffer_size(), on_device=on_device)
-    game = Toy(agent, buffer, LENGTHS)
-    for _ in range(2):
-        game.play(ROLLOUT)
-        agent.train(buffer)
-    assert all(weight.isfinite().all() and weight.is_cuda for weight in weights_of(agent))
-
-
 def test_same_seed_same_weights(module):
     """To the bit, after acting and training; another seed, other weights."""
     def run(seed):

@@ -312,17 +312,6 @@ def test_a_time_limit_is_no_end(module, flags):
     assert 9 < Q.min() and Q.max() < 11, (Q.min(), Q.max())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("on_device", [False, True])
-def test_trains_on_cuda(module, on_device):
-    """With windows of different length, burn-in, and states written back."""
-    agent, buffer, _ = make_off_policy(module, device="cuda", seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True,
-                                       on_device=on_device, **RECURRENT)
-    for _ in range(4):
-        agent.train(buffer)
-    assert all(weight.isfinite().all() and weight.is_cuda for weight in weights_of(agent))
-
-
 def test_same_seed_same_weights(module):
     """To the bit, after acting and training; another seed, other weights."""
     flags = dict(seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True, **RECURRENT)

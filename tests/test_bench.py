@@ -59,7 +59,8 @@ def test_race_takes_turns():
 
 
 @pytest.mark.parametrize("words, message", [("W99", "unknown work W99"), ("W7 --rounds 0", "at least 1"),
-                                            ("W7 --growth", "--growth times no works"),
+                                            ("W7 --growth", "--growth times no works"), ("--seeds 2", "need --device cuda"),
+                                            ("W1 --buffer_on_device", "need --device cuda"),
                                             pytest.param("W7 --peers", "pip install sb3-contrib torchrl", marks=NO_PEERS)])
 def test_bad_arguments_are_one_line(words, message):
     result = subprocess.run([sys.executable, os.path.join(HERE, "benchmarks", "bench.py"), *words.split()],

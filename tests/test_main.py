@@ -324,6 +324,17 @@ def trained(tmp_path_factory):
     return run(tmp_path_factory.mktemp("trained"), tiny("TD3", "Pendulum-v1", "--save_model", *RECURRENT))
 
 
+def test_a_model_from_a_gpu_is_tested_without_one(trained, refused, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    model["config"] |= dict(device="cuda", buffer_on_device=True)
+    torch.save(model, tmp_path / "model.pt")
+    test = ["--test", "--load_model", str(tmp_path / "model.pt"), "--eval_episodes", "1"]
+    refused(*test, says=["--device cuda", "use --device cpu"])
+    main.main([*test, "--device", "cpu"])
+    assert "return" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("test", [["--test"], []])
 def test_model_files_that_are_none(test, trained, refused, tmp_path):
     model = trained + ".best.pt"

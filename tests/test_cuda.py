@@ -1,0 +1,129 @@
+"""--device cuda: in double precision its numbers are the CPU's, for every algorithm and core; whole runs, resumed and tested.
+
+Skipped where there is no CUDA device.
+"""
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import DISCRETE_SPEC, LENGTHS, SPEC, RandomAgent, Toy, make_buffer, weights_of
+from test_checkpoint import agent_class, data_sets, differences, flags, outcome, path_of, play  # noqa: F401 (a fixture)
+
+import main
+import staleness
+from cores import MemoryFlags, make_core
+
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+              pytest.mark.filterwarnings("error:RNN module weights are not part")]       # then cuDNN copies them at every call
+
+POLICIES = {
+    "TD3": dict(batch_size=24, start_timesteps=0), "DDPG": dict(batch_size=24, start_timesteps=0),
+    "SAC": dict(batch_size=24, start_timesteps=0), "BCQ": dict(batch_size=24, target_candidates=3, act_candidates=5),
+    "R2D1": dict(batch_size=24, start_timesteps=0, n_steps=2, target_freq=2, expl_timesteps=1, num_envs=2),
+    "PPO": dict(batch_size=12, epochs=2, rollout_steps=25, num_envs=2), "A2C": dict(rollout_steps=25, num_envs=2),
+    "REINFORCE": dict(batch_size=20),
+}
+MEMORY = dict(recurrent_actor=True, recurrent_critic=True, seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True)
+
+
+class Scripted(RandomAgent):
+    """Acts at random in place of an agent, so that two agents see the same steps."""
+
+    def __init__(self, agent):
+        super().__init__(agent.spec, agent.hidden_size)
+        self.stored_hidden_size = agent.stored_hidden_size
+
+    def act(self, row, hidden):
+        action, hidden = super().act(row, hidden)
+        if self.spec.discrete:
+            action = np.eye(self.spec.action_dim)[action.argmax(-1)]
+        return action, hidden
+
+
+def after_updates(policy, device, on_device=False, **others):
+    """Weights and losses after four updates, an action, and the staleness of the next batch's states."""
+    module = importlib.import_module(policy)
+    cfg = module.HyperParameters(core_size=6, hidden_size=16, hidden_layers=1, **POLICIES[policy], **others)
+    torch.manual_seed(0)
+    spec = DISCRETE_SPEC if policy == "R2D1" else SPEC
+    agent = getattr(module, policy)(spec, cfg, 0, device)
+    num_envs = 1 if policy == "REINFORCE" else 2                       # it waits until no episode is running
+    buffer = make_buffer(agent, agent.buffer_size() if hasattr(cfg, "rollout_steps") else 400, num_envs, on_device=on_device)
+    game = Toy(Scripted(agent), buffer, LENGTHS[:num_envs])
+    losses = []
+    for _ in range(4):
+        game.play(25)
+        while policy == "REINFORCE" and not agent.ready(buffer):
+            game.play(1)
+        losses.append({name: float(value) for name, value in agent.train(buffer).items()})
+    game.play(25)
+    row, hidden = game.row, 0.5 * np.ones_like(game.hidden)
+    action, next_hidden = agent.act(row, hidden, explore=False)
+    assert isinstance(action, np.ndarray) and isinstance(next_hidden, np.ndarray)
+    stale = staleness.measure(agent, buffer, np.random.default_rng(0)) if agent.critic.core.hidden_size else {}
+    return [w.cpu() for w in weights_of(agent)], losses, action, next_hidden, stale
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("core", ["lstm", "gru", "mingru", None])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_numbers_are_the_cpus(policy, core, on_device, float64, monkeypatch):
+    """Windows of different length, burn-in, states written back; what is drawn at random is drawn on the CPU for both."""
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, device="cpu": randn(*shape).to(device))
+    monkeypatch.setattr(torch, "randn_like", lambda x: randn(x.shape).to(x.device))
+    others = dict(MEMORY, core=core) if core else {}
+    if policy == "BCQ":
+        others = {name: value for name, value in others.items() if not name.startswith("hidden")}    # it stores no states
+    cpu, cuda = after_updates(policy, "cpu", **others), after_updates(policy, "cuda", on_device, **others)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-7) for a, b in zip(cpu[0], cuda[0], strict=True))
+    for ours, theirs in zip(cpu[1], cuda[1], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    assert np.allclose(cpu[2], cuda[2], atol=1e-7) and np.allclose(cpu[3], cuda[3], atol=1e-7)
+    stale, theirs = ({name: float(value) for name, value in seen[4].items()} for seen in (cpu, cuda))
+    assert stale == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "mingru"])
+def test_a_window_is_its_steps(core):
+    """In single precision: cuDNN would by itself round to TensorFloat-32, and what is learned from would not be what acted."""
+    unit = make_core(True, MemoryFlags(core=core), SPEC.state_dim, SPEC.action_dim).cuda()
+    history, hidden = torch.randn(8, 32, 6, device="cuda"), torch.randn(8, unit.hidden_size, device="cuda")
+    window, after = unit(history, hidden)
+    for t in range(32):
+        step, hidden = unit(history[:, t:t + 1], hidden)
+        assert torch.allclose(step[:, 0], window[:, t], rtol=0, atol=1e-5)
+    assert torch.allclose(hidden, after, rtol=0, atol=1e-5)
+
+
+CUE = "CueDiscrete10-v0"
+RUNS = ["TD3 --env TestSwing-v0 --staleness", "DDPG --env TestSwing-v0 --core gru", "SAC --env TestSwing-v0 --num_envs 2",
+        "PPO --env TestSwing-v0", f"A2C --env {CUE}", f"REINFORCE --env {CUE}", f"R2D1 --env {CUE}", "BCQ --env TestSwing-v0"]
+
+
+@pytest.mark.parametrize("memory", ["", "--recurrent --seq_len 4 --hidden_init stored --burn_in 2"])
+@pytest.mark.parametrize("words", RUNS)
+def test_a_run_goes_on_to_the_same_end(words, memory, data_sets, tmp_path, capsys):  # noqa: F811
+    """With the buffer on the device; interrupted once; its model, tested, repeats the best evaluation."""
+    words = f"--policy {words} {memory} --device cuda --buffer_on_device"
+    if not memory:
+        words = words.replace(" --staleness", "").replace(" --core gru", "")
+    if "BCQ" in words:
+        words = words.replace(" --hidden_init stored", "")             # it stores no states
+    argv = [*flags(words, tmp_path / "1"), "--save_model"]
+    agent = agent_class(argv)
+    updates = len(play(argv, agent, "train", 0).calls)
+    expected = outcome(path_of(argv))
+
+    argv = [*flags(words, tmp_path / "2"), "--save_model"]
+    assert play(argv, agent, "train", -(-updates // 2)).crashed
+    play([*argv, "--resume"])
+    assert json.load(open(path_of(argv) + ".json"))["resumed"]
+    assert differences(expected, outcome(path_of(argv))) == []
+
+    capsys.readouterr()
+    for device in ("cuda", "cpu"):                                     # a model from a GPU opens on a machine without one
+        main.main(["--test", "--load_model", path_of(argv) + ".best.pt", "--eval_episodes", "2", "--device", device])
+    assert "return" in capsys.readouterr().out
