@@ -24,7 +24,7 @@ torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a 
 
 
 def flag(default, help, low=None, high=None, role="learning"):
-    """A hyper-parameter whose command-line flag is generated: main.py reads type, default, help and bounds from it.
+    """A hyper-parameter whose command-line flag is generated: flags.py reads type, default, help and bounds from it.
 
     Without bounds an integer is at least 1 and a float at least 0. What the flag does to a run is its role:
 

@@ -43,7 +43,7 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
 from cores import MemoryFlags
-from main import NOT_LEARNING
+from flags import NOT_LEARNING
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number

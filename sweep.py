@@ -51,8 +51,9 @@ import tomllib
 from dataclasses import asdict, dataclass
 
 import checkpoint
-import main as training
 from envs import env_spec, make_env
+from flags import parse
+from output import finished, run_name
 from utils import Parser, fail
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -130,13 +131,13 @@ def check(where, flags, seed, results_dir):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            run, cfg, module, _ = training.parse(words)
+            run, cfg, module, _ = parse(words)
             spec = spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout)
     except SystemExit:
         fail(f"{where}: {said.getvalue().strip().removeprefix('error: ')}; in {shlex.join(words)}")
     if not (module.DISCRETE if spec.discrete else getattr(module, "CONTINUOUS", True)):
         fail(f"{where}: {run.policy} cannot act in {run.env}, whose actions are {'discrete' if spec.discrete else 'continuous'}")
-    path = os.path.join(results_dir, training.run_name(run, cfg, module))
+    path = os.path.join(results_dir, run_name(run, cfg, module))
     return Run([], path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
 
 
@@ -336,7 +337,7 @@ def main(argv=None):
         fail(f"--results_dir {folder} cannot be made: {error.strerror}; choose another")
     for run in runs:
         run.path = os.path.join(HERE, run.path)
-        if training.finished(run.path):
+        if finished(run.path):
             run.state = "done"
     display, signal = Display(runs), None
     display.say(display.count())

@@ -30,6 +30,7 @@ import torch.nn as nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import main  # noqa: E402
+import output  # noqa: E402
 from envs import EnvSpec  # noqa: E402
 from utils import Buffer, target_of  # noqa: E402
 
@@ -408,7 +409,7 @@ def race(contenders, rounds, budget=0.3):
 
 def bench(names, peers, rounds):
     rate, n = matmul_rate()
-    where = f"{torch.cuda.get_device_name()} beside {main.processor()}" if on_gpu() else main.processor()
+    where = f"{torch.cuda.get_device_name()} beside {output.processor()}" if on_gpu() else output.processor()
     print(f"{where}, torch {torch.__version__}, one thread, a {n} x {n} product runs at {rate / 1e9:.0f} GFLOP/s\n")
     print("| work | what | this project | floor | beside it | ratio |")
     print("|---|---|---|---|---|---|")

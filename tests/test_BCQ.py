@@ -1,6 +1,7 @@
 """BCQ against the paper's equations, written a second time; data sets, from recording to training; what bad input gets."""
 import copy
 import glob
+import importlib
 import json
 import os
 import re
@@ -557,13 +558,13 @@ def test_training_never_steps_the_environment(world, tmp_path, monkeypatch, caps
 
 
 def test_an_interrupted_run_keeps_what_it_recorded(world, monkeypatch):
-    train = main.importlib.import_module("TD3").TD3.train
+    train = importlib.import_module("TD3").TD3.train
 
     def interrupt(self, buffer):
         if self.steps == 100:
             raise KeyboardInterrupt
         return train(self, buffer)
-    monkeypatch.setattr(main.importlib.import_module("TD3").TD3, "train", interrupt)
+    monkeypatch.setattr(importlib.import_module("TD3").TD3, "train", interrupt)
     with pytest.raises(SystemExit) as stop:
         world(*ONLINE, "--record", "mixed/td3-v0", "--replay_ratio", "8")
     assert stop.value.code == 130 and minari.load_dataset("mixed/td3-v0").total_steps == 100

@@ -3,6 +3,7 @@
     RESUME_KILLS=20 pytest tests/test_checkpoint.py -k killed         (more of the random kills)
 """
 import errno
+import importlib
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from conftest import SPEC, RandomAgent, Toy, make_buffer, make_off_policy, recor
 from filelock import FileLock
 
 import main
+import output
 import TD3
 import utils
 from checkpoint import UNREPEATABLE, Checkpoints, pack, random_state, set_random_state, set_state, state_of, unpack
@@ -63,7 +65,7 @@ OWN = {
 
 def path_of(argv):
     run, cfg, module, _ = main.parse(argv)
-    return os.path.join(run.results_dir, main.run_name(run, cfg, module))
+    return os.path.join(run.results_dir, output.run_name(run, cfg, module))
 
 
 def crash_in(patch, thing, name, n, act=None):
@@ -200,7 +202,7 @@ def data_sets(tmp_path_factory):
 
 def agent_class(argv):
     policy = argv[argv.index("--policy") + 1]
-    return getattr(main.importlib.import_module(policy), policy)
+    return getattr(importlib.import_module(policy), policy)
 
 
 @pytest.mark.parametrize("words", CASES)
@@ -732,7 +734,7 @@ def test_a_run_waits_for_one_that_is_just_ending(tmp_path):
     start = time.monotonic()
     main.main(argv)
     ending.join()
-    assert time.monotonic() - start > 1 and main.finished(path_of(argv))
+    assert time.monotonic() - start > 1 and output.finished(path_of(argv))
 
 
 def test_a_lock_that_cannot_be_had_is_left_alone(tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ from test_main import RECURRENT, RUNS, all_flags, data_sets, evaluations, name_o
 
 import export
 import main
+import output
 import plot
 
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -90,7 +91,7 @@ def test_what_the_config_says(folder):
     assert set(saved["config"]) == {f[0] for f in all_flags("TD3")} - {"results_dir", "load_model"}
     assert saved["config"]["observe"] == "positions" and saved["step"] == checkpoint["step"] == 240
     assert os.path.dirname(folder[1]) not in text                      # a folder to be given away does not say where it was made
-    assert {"torch", "numpy", "gymnasium", "python"} <= set(saved["versions"]) and saved["commit"] == main.commit()
+    assert {"torch", "numpy", "gymnasium", "python"} <= set(saved["versions"]) and saved["commit"] == output.commit()
 
 
 def test_what_the_card_says(folder, tested, tmp_path):
@@ -202,4 +203,4 @@ def test_names_and_figures_know_nothing_of_it():
     assert "export" in plot.BOOKKEEPING
     run_, cfg, module, _ = main.parse([])
     run_.export = "x"
-    assert main.run_name(run_, cfg, module) == name_of([])
+    assert output.run_name(run_, cfg, module) == name_of([])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_main import all_flags
 
 import main
-from main import POLICIES
+from flags import POLICIES
 
 CODES = Counter()
 LINES = int(os.environ.get("FUZZ", 60))

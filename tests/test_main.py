@@ -25,8 +25,9 @@ import torch
 from conftest import record
 
 import main
+import output
 from cores import MemoryFlags
-from main import POLICIES, RunFlags, defaults_of, parse
+from flags import POLICIES, RunFlags, defaults_of, parse
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
 SMALL = {
@@ -506,7 +507,7 @@ def test_runs(policy, env_id, flags, tmp_path, capsys):
 
 def name_of(argv):
     run, cfg, module, _ = parse(argv)
-    return main.run_name(run, cfg, module)
+    return output.run_name(run, cfg, module)
 
 
 def test_name_says_what_was_run():

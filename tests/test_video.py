@@ -10,6 +10,7 @@ from test_main import RECURRENT, data_sets, evaluations, name_of, refused, run, 
 
 import envs
 import main
+import output
 import plot
 import video
 
@@ -136,4 +137,4 @@ def test_names_and_figures_know_nothing_of_it():
     assert "video" in plot.BOOKKEEPING
     run_, cfg, module, _ = main.parse([])
     run_.video = "x.gif"
-    assert main.run_name(run_, cfg, module) == name_of([])
+    assert output.run_name(run_, cfg, module) == name_of([])

@@ -1,0 +1,262 @@
+"""The command line: a run's own flags, those of the algorithm, and combinations of them that make no sense.
+
+A flag is a field of a dataclass, RunFlags here or HyperParameters in an algorithm's file; its default, help, bounds and role
+stand beside it (cores.flag). What is wrong is said in one line, with exit code 2.
+"""
+import argparse
+import difflib
+import functools
+import importlib
+import math
+import sys
+import typing
+from dataclasses import MISSING, dataclass, fields
+
+import torch
+
+import export
+from cores import MemoryFlags, flag
+from utils import Parser, fail, optional
+
+OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
+            "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
+            "export": ("safetensors.torch", "safetensors")}
+POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
+
+measuring, machine, handling = (functools.partial(flag, role=role) for role in ("measuring", "machine", "handling"))
+
+
+@dataclass
+class RunFlags:
+    """What is not the algorithm's own. Roles of flags: see cores.flag."""
+    policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
+    env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id")
+    seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
+    eval_freq: int = measuring(5_000, "steps between evaluations")
+    eval_episodes: int = measuring(10, "episodes of an evaluation")
+    observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
+    flicker: float = flag(0.0, "probability that the whole observation is zero", high=1)
+    obs_noise: float = flag(0.0, "standard deviation of noise on the observation")
+    sensor_dropout: float = flag(0.0, "probability that an entry of the observation is zero", high=1)
+    device: str = machine("cpu", "cpu or cuda")
+    buffer_on_device: bool = machine(False, "keep a copy of the buffer on the device, so that a batch is gathered there")
+    threads: int = machine(1, "Torch threads; the networks are small: one is fastest, and leaves the other cores to other seeds",
+                           high=1024)
+    results_dir: str = handling("results", "where results are written")
+    staleness: bool = measuring(False, "measure how stale the hidden states are that training starts from, every eval_freq steps")
+    tensorboard: bool = handling(False, "write curves for TensorBoard, too: RESULTS_DIR/tensorboard/RUN")
+    wandb: bool = handling(False, "write curves to Weights & Biases, too")
+    log_freq: int = handling(1_000, "steps between the entries of --tensorboard and --wandb, besides evaluations")
+    overwrite: bool = handling(False, "replace the results of an earlier run of the same name")
+    checkpoint_freq: int = handling(20_000, "steps between checkpoints, kept until the run has finished; 0: none", low=0)
+    resume: bool = handling(False, "go on from the last checkpoint of an interrupted run of the same flags; if none, start it")
+    save_model: bool = handling(False, "save the last and the best model beside the results")
+    load_model: str = flag("", "model file, or folder of --export, to start from, or to test")
+    test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
+    explore: bool = handling(False, "with --test: act with exploration, as in training")
+    video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
+    export: str = handling("", "with --test: write the policy and its returns as a folder for a model hub")
+    record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
+
+
+HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
+NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
+
+
+
+def whole_number(text):
+    """An integer, also written 1e6."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+def add_flags(parser, cls, defaults):
+    """One flag per field of a dataclass. Defaults stay out of the parser: only what the user gave is in its result."""
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        hint, default = hints[f.name], defaults[f.name]
+        options = dict(default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{default}]".replace("%", "%%"))
+        if hint is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **options)
+        elif typing.get_origin(hint) is typing.Literal:
+            parser.add_argument(f"--{f.name}", choices=typing.get_args(hint), **options)
+        else:
+            parser.add_argument(f"--{f.name}", type=convert(hint, f), metavar="X", **options)
+
+
+def convert(hint, f):
+    """A function that reads and checks one flag's value."""
+    kinds = typing.get_args(hint) or (hint,)
+    words = [word for kind in kinds for word in typing.get_args(kind)]  # such as "full"
+
+    def read(text):
+        if text in words:
+            return text
+        if str in kinds:
+            return text
+        number = int if int in kinds else float
+        low, high = f.metadata["low"], f.metadata["high"]
+        low = (1 if number is int else 0) if low is None else low
+        high = (2 ** 31 - 1 if number is int else sys.float_info.max) if high is None else high
+        wanted = f"{'a whole number' if number is int else 'a number'} of at least {low}" + \
+            (f" and at most {high}" if number is int or high <= 1 else "") + "".join(f", or '{word}'" for word in words)
+        try:
+            value = whole_number(text) if number is int else float(text)
+            if not low <= value <= high:
+                raise ValueError
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}") from None
+        return value
+    return read
+
+
+def load_policy(name):
+    """The module of an algorithm. Exits with 2 if there is none of that name."""
+    if name not in POLICIES:
+        near = difflib.get_close_matches(name.upper(), POLICIES, 1)
+        fail(f"unknown policy '{name}'; " + (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(POLICIES)}")
+    return importlib.import_module(name)
+
+
+def defaults_of(cls):
+    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
+def parse(argv):
+    """Command line -> run flags, hyper-parameters, the algorithm's module, and the flags that the user gave."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--policy", default="TD3")
+    first.add_argument("--load_model", default="")
+    first.add_argument("--test", action=argparse.BooleanOptionalAction)
+    early, _ = first.parse_known_args(argv)
+    checkpoint, saved = None, {}
+    if early.test and not early.load_model:
+        fail("--test needs --load_model FILE, a model written by --save_model")
+    if early.load_model:
+        try:
+            checkpoint = export.load_model(early.load_model)
+        except ValueError as error:
+            fail(f"--load_model: {error}")
+    if early.test:                                                     # test as it was trained, unless told otherwise
+        saved = checkpoint["config"]
+        if not isinstance(saved, dict):
+            fail(f"--load_model: '{early.load_model}' is not a model of this project; give a file written by --save_model")
+        early.policy = str(saved.get("policy"))
+    module = load_policy(early.policy)
+
+    parser = Parser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS,
+                        help="recurrent actor and critic; changes the defaults of " +
+                             ", ".join(f"{k} to {v}" for k, v in module.RECURRENT_DEFAULTS.items()))
+    add_flags(parser.add_argument_group("run"), RunFlags, defaults_of(RunFlags))
+    add_flags(parser.add_argument_group(module.__name__), module.HyperParameters, defaults_of(module.HyperParameters))
+    given, unknown = parser.parse_known_args(argv)
+    given = vars(given)
+    for word in unknown:
+        name = word.lstrip("-").split("=")[0]
+        owners = [p for p in POLICIES if name.removeprefix("no-") in defaults_of(importlib.import_module(p).HyperParameters)]
+        if owners and module.__name__ not in owners:
+            fail(f"--{name} is a flag of {' and '.join(owners)}, {module.__name__} does not use it")
+        flags = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters), "recurrent": None}
+        near = difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
+        fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags"))
+    if given.get("policy", early.policy) != early.policy:
+        fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
+
+    config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
+    # What the model was trained with, checked as if it had been given on the command line
+    saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in {*HANDLING, "load_model"}}
+    words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
+    config.update(vars(parser.parse_args(words)))
+    if given.pop("recurrent", False):
+        config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # without a baseline: no critic
+    for name in ("recurrent_actor", "recurrent_critic"):
+        config[name] = given.get(name, config[name])
+    if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
+        config.update(module.RECURRENT_DEFAULTS)
+    config.update(given)
+    check(config, given, module)
+    run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
+    cfg = module.HyperParameters(**{f.name: config[f.name] for f in fields(module.HyperParameters)})
+    return run, cfg, module, checkpoint
+
+
+def check(config, given, module):
+    """Combinations of flags that make no sense. Exits with 2 and one line."""
+    actor, critic = config["recurrent_actor"], config["recurrent_critic"]
+    if not (actor or critic):
+        for name in defaults_of(MemoryFlags):
+            if name in given and not name.startswith("recurrent_"):
+                fail(f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
+    for name, why in getattr(module, "UNUSED", {}).items():
+        if config[name] != defaults_of(MemoryFlags)[name]:
+            given_as = name if config[name] is True else f"{name} {config[name]}"
+            fail(f"--{given_as} is of no use to {module.__name__}: {why}")
+    offline = getattr(module, "OFFLINE", False)
+    if config["resume"]:
+        for name in ("overwrite", "test", "record"):
+            if config[name]:
+                fail(f"--resume goes on with a run, and --{name} " +
+                     dict(overwrite="replaces it", test="trains nothing",
+                          record="needs all of its episodes, from the first one on")[name] + "; drop one of the two")
+    logs = config["tensorboard"] or config["wandb"]
+    if "log_freq" in given and not logs:
+        fail("--log_freq is for --tensorboard and --wandb; add one of them")
+    if logs and config["test"]:
+        fail("--tensorboard and --wandb show how training goes, and --test trains nothing; leave them out")
+    for name, does in dict(video="shows", export="passes on").items():
+        if config[name] and not config["test"]:
+            fail(f"--{name} {does} a saved policy; add --test --load_model FILE")
+    if config["export"] and config["explore"]:
+        fail("--export states what the policy returns, and --explore adds noise to it; drop one of the two")
+    if config["video"] and config["record"]:
+        fail("--video records in an environment that draws itself, which is not the one that --record describes; run it twice")
+    for name, package in OPTIONAL.items():
+        try:
+            config[name] and optional(*package)
+        except ValueError as error:
+            fail(f"--{name}: {error}")
+    if config["explore"] and not config["test"]:
+        fail("--explore is for --test; training explores anyway")
+    if config["explore"] and offline:
+        fail(f"--explore: {module.__name__} has no exploration; leave it out")
+    if given.get("dataset") and config["test"]:
+        fail("--dataset is trained from, and --test trains nothing; drop one of the two")
+    if config["record"] and not config["test"]:
+        if offline:
+            fail(f"--record: {module.__name__} trains without stepping the environment; record a saved model, with --test")
+        if config.get("num_envs", 1) > 1:
+            fail(f"--record writes one stream of episodes, and there are {config['num_envs']} environments; add --num_envs 1")
+    try:
+        getattr(module, "check", dict)(config)                         # the algorithm's own
+    except ValueError as error:
+        fail(str(error))
+    if config["burn_in"] and config["seq_len"] != "full" and config["seq_len"] >= config.get("rollout_steps", math.inf):
+        fail(f"--burn_in with --seq_len {config['seq_len']}: a window is all of a rollout of {config['rollout_steps']} steps, "
+             "none lie before it; choose a smaller --seq_len")
+    if config["seq_len"] == "full" and config["burn_in"]:
+        fail("--burn_in with --seq_len full: a full episode has no steps before it; drop one of the two")
+    if config["critic_hidden"] != "own" and not critic:
+        fail(f"--critic_hidden {config['critic_hidden']} needs a recurrent critic; add --recurrent_critic")
+    if config["critic_hidden"] == "actor" and not actor:
+        fail("--critic_hidden actor needs a recurrent actor to take it from; add --recurrent_actor")
+    if config["critic_hidden"] != "own" and config["hidden_init"] == "zero":
+        fail(f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
+    if config["stored_precision"] != "float32" and config["hidden_init"] == "zero":
+        fail("--stored_precision needs --hidden_init stored; with zero no stored state is ever read")
+    if config["staleness"] and not critic:
+        fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
+             (" and --baseline" if not config.get("baseline", True) else ""))
+    if config["hidden_refresh"] and config["hidden_init"] == "zero":
+        fail("--hidden_refresh needs --hidden_init stored; with zero no stored state is ever read")
+    for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
+        if config.get(name) == 0:
+            fail(f"--{name} 0 learns nothing; give a positive number")
+    if config["device"] not in ("cpu", "cuda"):
+        fail(f"--device '{config['device']}' is unknown; there are cpu and cuda")
+    if config["buffer_on_device"] and config["device"] == "cpu" and not config["test"]:      # a test has no buffer
+        fail("--buffer_on_device needs --device cuda; on the CPU the buffer is where it is used")
+    if config["device"] == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: no CUDA device is available to this PyTorch; use --device cpu")

@@ -1,0 +1,126 @@
+"""What a run writes: its name, RUN.csv with a line per evaluation episode, RUN.json with all flags, versions and the commit."""
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import asdict
+
+from checkpoint import keep_going
+from flags import NOT_LEARNING, RunFlags, defaults_of
+from logger import events_folder
+from utils import fail, write_file
+
+
+def run_name(run, cfg, module):
+    """Name of a run's files: what was run, every flag that differs from its default, the seed."""
+    memory = ("actor_" if not cfg.recurrent_critic else "critic_" if not cfg.recurrent_actor else "") + cfg.core \
+        if cfg.recurrent_actor or cfg.recurrent_critic else "ff"
+    defaults = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
+    if memory != "ff":
+        defaults.update(module.RECURRENT_DEFAULTS)
+    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
+    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else str(v).replace('/', '-')}"
+             for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
+    name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
+    if len(name) > 200:                                                # a file's name ends at 255
+        name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
+    return f"{name}_seed={run.seed}"
+
+
+def finished(path):
+    """Has a run come to its end? path: of its results, without an ending."""
+    try:
+        with open(path + ".json") as file:
+            return json.load(file).get("finished") is True and os.path.exists(path + ".csv")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class Results:
+    """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
+
+    def __init__(self, run, cfg, module):
+        self.path = os.path.join(run.results_dir, run_name(run, cfg, module))
+        for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt", ".checkpoint")):
+            if os.path.exists(old) and not (run.overwrite or run.resume):
+                fail(f"{old} exists; add --resume to go on with that run, --overwrite to replace it, or choose another "
+                     "--results_dir or --seed")
+        try:
+            os.makedirs(run.results_dir, exist_ok=True)
+            write_file(self.path + ".new", b"")                        # can it be written?
+            os.remove(self.path + ".new")
+        except OSError as error:
+            fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
+        self.lines = ["step,episode,return,length,seconds"]
+        self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
+                         versions={**versions(), "machine": processor()})
+
+    def begin(self):
+        """Start a new run's files in place of those of the same name."""
+        self.start = time.time()
+        for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
+            with contextlib.suppress(OSError):
+                os.remove(self.path + end)
+        shutil.rmtree(events_folder(self.path), ignore_errors=True)
+        self.write()
+
+    def write(self):
+        """Both files whole, each in one piece: what is there is never half of one."""
+        self.written = False
+        with keep_going("the results"):
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            write_file(self.path + ".csv", "".join(f"{line}\n" for line in self.lines).encode())
+            write_file(self.path + ".json", json.dumps(self.info, indent=1).encode())
+            self.written = True
+
+    def add(self, step, returns, lengths):
+        seconds = time.time() - self.start
+        self.lines += [f"{step},{episode},{ret:.3f},{length},{seconds:.1f}"
+                       for episode, (ret, length) in enumerate(zip(returns, lengths))]
+        self.write()
+
+    def finish(self):
+        """Returns whether it could be written."""
+        self.info.update(finished=True, seconds=round(time.time() - self.start, 1))
+        self.write()
+        return self.written
+
+    def save(self):
+        """For a checkpoint."""
+        return {"lines": self.lines, "seconds": time.time() - self.start, "resumed": self.info.get("resumed", [])}
+
+    def restore(self, saved, step):
+        """Go on where a checkpoint was written: what was evaluated after it will be evaluated again."""
+        self.lines, self.start = saved["lines"], time.time() - saved["seconds"]
+        self.info["resumed"] = [*saved["resumed"], step]
+        self.write()
+
+
+def commit():
+    """The commit this code is at, with '+' if tracked files differ from it; '' outside a repository."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True,
+                              text=True).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
+    except OSError:
+        return ""
+
+
+def versions():
+    packages = ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")
+    return {**{package: importlib.metadata.version(package) for package in packages}, "python": platform.python_version()}
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
