@@ -5,7 +5,7 @@
     README.md            a model card: what it is, what it returned, how to run it
 
 Reading executes no code: numbers and text are all there is. A test of the folder is that of the file it came from, to the bit.
-Flags that name places on the machine (PRIVATE) are left out.
+Flags that name places on the machine, or a GPU that another may lack (PRIVATE), are left out.
 """
 import hashlib
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from utils import load_checkpoint, optional, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-PRIVATE = {"results_dir", "load_model"}
+PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
 NOISE = ("flicker", "obs_noise", "sensor_dropout")
 
 

@@ -63,7 +63,6 @@ HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
 
-
 def whole_number(text):
     """An integer, also written 1e6."""
     value = float(text)

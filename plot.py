@@ -117,7 +117,7 @@ def interval(returns):
 
 
 def defaults(config):
-    """The defaults of a run's own flags, as in main.py."""
+    """The defaults of an algorithm's flags, as in flags.py."""
     if not os.path.isfile(os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{config['policy']}.py")):
         raise ValueError(f"there is no {config['policy']}.py")
     module = importlib.import_module(config["policy"])

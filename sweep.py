@@ -122,7 +122,7 @@ def combinations(table):
 
 
 def check(where, flags, seed, results_dir):
-    """A Run, its flags checked by main.py itself. Exits with 2 and main.py's line if it refuses them."""
+    """A Run, its flags checked as main.py does. Exits with 2 and its line if it refuses them."""
     for name, why in NOT_HERE.items():
         if name in flags:
             fail(f"{where}: {name} {why}; take it out")

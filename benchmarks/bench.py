@@ -42,7 +42,7 @@ PEERS = ("stable_baselines3", "sb3_contrib", "torchrl")        # as they are imp
 
 # ---------------------------------------------------------------------- what is timed
 
-WHERE = []                                                             # --device and --buffer_on_device, as main.py reads them
+WHERE = []                                                             # --device and --buffer_on_device, as flags.py reads them
 
 
 def make_agent(words):
@@ -395,7 +395,7 @@ def matmul_rate():
 
 
 def race(contenders, rounds, budget=0.3):
-    """CPU seconds per call of each, a list per contender, taking turns of about `budget` seconds."""
+    """Seconds per call of each (see `clock`), a list per contender, taking turns of about `budget` seconds."""
     repeat, times = {}, {name: [] for name in contenders}
     for name, call in contenders.items():
         call()                                                         # the first call may build things
@@ -410,7 +410,7 @@ def race(contenders, rounds, budget=0.3):
 def bench(names, peers, rounds):
     rate, n = matmul_rate()
     where = f"{torch.cuda.get_device_name()} beside {output.processor()}" if on_gpu() else output.processor()
-    print(f"{where}, torch {torch.__version__}, one thread, a {n} x {n} product runs at {rate / 1e9:.0f} GFLOP/s\n")
+    print(f"{where}, torch {torch.__version__}, one CPU thread, a {n} x {n} product runs at {rate / 1e9:.0f} GFLOP/s\n")
     print("| work | what | this project | floor | beside it | ratio |")
     print("|---|---|---|---|---|---|")
     for name in names:
@@ -462,6 +462,7 @@ def run_seed(where, work, start, updates, budget=5):
     """A process of its own: update from when all are ready until the budget of seconds is spent; count into `updates`."""
     WHERE[:] = where
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     call = WORKS[work][1](())[0]["this project"]
     for _ in range(10):
         call()
@@ -481,12 +482,14 @@ def seeds(counts):
         row = []
         for work in ("W1", "W10"):
             spawn = torch.multiprocessing.get_context("spawn")         # CUDA does not survive a fork
-            start, updates = spawn.Barrier(n), [spawn.Value("d") for _ in range(n)]
+            start, updates = spawn.Barrier(n, timeout=120), [spawn.Value("d") for _ in range(n)]
             processes = [spawn.Process(target=run_seed, args=(WHERE, work, start, count)) for count in updates]
             for process in processes:
                 process.start()
             for process in processes:
                 process.join()
+            if any(process.exitcode for process in processes):
+                sys.exit(f"error: of {n} runs at once not all came to their end, see above; try fewer")
             row.append(f"{sum(count.value for count in updates):.0f}")
         print(f"| {n} | {' | '.join(row)} |", flush=True)
 

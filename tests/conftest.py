@@ -195,20 +195,20 @@ CHAIN_SPEC = EnvSpec(2, 1, False)
 
 # ---------------------------------------------------------------------- agents and buffers
 
-def make_agent(module, spec=SPEC, seed=0, device="cpu", **flags):
+def make_agent(module, spec=SPEC, seed=0, **flags):
     """A small agent of an algorithm's module."""
     torch.manual_seed(seed)
-    return getattr(module, module.__name__)(spec, module.HyperParameters(**{**SMALL, **flags}), seed, device)
+    return getattr(module, module.__name__)(spec, module.HyperParameters(**{**SMALL, **flags}), seed)
 
 
 LENGTHS = [[7, 1, 12, 3], [2, 9, 1, 5]]                                # of the episodes in two environments
 OFF_POLICY = dict(start_timesteps=0, batch_size=24)
 
 
-def make_off_policy(module, steps=60, size=400, seed=0, on_device=False, **flags):
+def make_off_policy(module, steps=60, size=400, seed=0, **flags):
     """An agent, a buffer that it has filled, and the record of that."""
     agent = make_agent(module, seed=seed, **{**OFF_POLICY, **flags})
-    buffer = make_buffer(agent, size, seed=seed, on_device=on_device)
+    buffer = make_buffer(agent, size, seed=seed)
     game = Toy(agent, buffer, LENGTHS)
     game.play(steps)
     return agent, buffer, game

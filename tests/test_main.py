@@ -1,4 +1,4 @@
-"""main.py: flags, what bad input gets, results, evaluation, saved models, the loop as a whole."""
+"""main.py, flags.py, output.py: flags, what bad input gets, results, evaluation, saved models, the loop as a whole."""
 import csv
 import fcntl
 import importlib

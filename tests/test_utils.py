@@ -497,7 +497,7 @@ BANS = [
     (r"retain_graph|requires_grad\s*=\s*True|requires_grad_\(", ["cores.py", "utils.py", *ALGORITHMS], "no need"),
     (r"\blstm\b|\bgru\b|\bLSTM|\bGRU", ["utils.py", "envs.py", *ALGORITHMS], "only cores.py knows which"),
     (r"\bif\b.*\brecurrent(_actor|_critic)?\b", ["utils.py", "envs.py", *ALGORITHMS], "no `if recurrent`"),
-    (r"hidden\w*\s+is\s+(not\s+)?None|hidden\w*\s*=\s*None\b", ["cores.py", "utils.py", "main.py", *ALGORITHMS],
+    (r"hidden\w*\s+is\s+(not\s+)?None|hidden\w*\s*=\s*None\b", ["cores.py", "utils.py", "main.py", "flags.py", *ALGORITHMS],
      "a hidden state is never None"),
     (r"(?<!masked_)\bmean\(|\bmse_loss\b", ["TD3.py", "DDPG.py", "SAC.py"], "masked_mean, always"),
 ]
