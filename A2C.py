@@ -40,7 +40,7 @@ class HyperParameters(MemoryFlags):
 
 
 # What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len="full", hidden_init="stored", hidden_layers=1)
+RECURRENT_DEFAULTS = dict(seq_len="full", hidden_init="stored")
 DISCRETE = True
 UNUSED = {"stored_precision": "its buffer is a rollout",
           "hidden_refresh": "a rollout is forgotten after its one update, nothing is left to write states into"}

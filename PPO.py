@@ -43,7 +43,7 @@ class HyperParameters(MemoryFlags):
 
 
 # What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", hidden_layers=1)
+RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored")
 DISCRETE = True
 UNUSED = {"stored_precision": "its buffer is a rollout, and old log-probabilities must be those of the states acted from"}
 

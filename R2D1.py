@@ -49,8 +49,7 @@ class HyperParameters(MemoryFlags):
 
 
 # What changes where the network is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5,
-                          hidden_layers=1)
+RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
 DISCRETE, CONTINUOUS = True, False
 BUFFER = PrioritisedBuffer
 UNUSED = {"critic_hidden": "its one network has one memory"}

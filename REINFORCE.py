@@ -40,7 +40,7 @@ class HyperParameters(MemoryFlags):
 
 
 # What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len="full", hidden_layers=1)
+RECURRENT_DEFAULTS = dict(seq_len="full")
 DISCRETE = True
 UNUSED = {"hidden_refresh": "episodes are forgotten after their one update, nothing is left to write states into",
           "stored_precision": "its buffer is a few episodes"}
