@@ -8,9 +8,13 @@ Deliberate differences from the paper and common implementations:
 1. Actor and critic are separate networks; each may have a recurrent core (cores.py) that reads the history of observations
    and actions. Without one this is the textbook algorithm.
 2. Advantages are GAE's; --gae_lambda 1 is the paper's: returns until the rollout's end, then the value.
-3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations are not.
+3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. Both losses are in units of a running scale of returns, so that one learning rate suits returns of 1 and of 1000.
-5. Adam instead of RMSProp; the spread of the Gaussian policy does not depend on the state.
+5. Adam instead of RMSProp; each network's gradient is clipped by itself; the spread of the Gaussian policy does not depend on
+   the state.
+6. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus, see HyperParameters.
+7. Recurrent, a window is by default all that an episode has in the rollout (--seq_len full). What --burn_in reads before a
+   shorter one may lie before the rollout where windows start from zero, as in PPO.py.
 """
 from dataclasses import dataclass
 
@@ -110,7 +114,8 @@ class A2C:
         self.steps = 0
 
     def buffer_size(self):
-        return 2 * (self.cfg.rollout_steps + 1) * self.cfg.num_envs     # rows: at most two a step
+        # Rows: at most two a step, and a past
+        return (2 * (self.cfg.rollout_steps + 1) + self.cfg.burn_in) * self.cfg.num_envs
 
     @torch.no_grad()
     def act(self, history, hidden, explore=True):
@@ -175,8 +180,8 @@ class A2C:
         # Optimize the actor
         self.optimize(self.actor_optimizer, self.actor, actor_loss)
 
-        # On-policy: what was learned from is forgotten
-        buffer.clear()
+        # On-policy: what was learned from is forgotten, but for a past where the next windows' start state needs one
+        buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 
     def optimize(self, optimizer, network, loss):

@@ -7,8 +7,10 @@ Run:   python main.py --policy PPO --env HopperBulletEnv-v0 --recurrent
 Deliberate differences from the paper and common implementations:
 1. Actor and critic are separate networks; each may have a recurrent core (cores.py) that reads the history of observations
    and actions. Without one this is the textbook algorithm.
-2. The rollout is cut into windows of seq_len steps; minibatches shuffle windows, never the steps of one.
-3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations are not.
+2. The rollout is cut into windows of seq_len steps; minibatches shuffle windows, never the steps of one. What --burn_in reads
+   may lie before the rollout where windows start from zero; where they start from stored states, the one that a rollout begins
+   with is used as it is, for it was acted from, and the ratio has to begin at 1.
+3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
 5. No value clipping; the spread of the Gaussian policy does not depend on the state; both as in the paper.
 """
@@ -114,7 +116,8 @@ class PPO:
         self.steps = 0
 
     def buffer_size(self):
-        return 2 * (self.cfg.rollout_steps + 1) * self.cfg.num_envs     # rows: at most two a step
+        # Rows: at most two a step, and a past
+        return (2 * (self.cfg.rollout_steps + 1) + self.cfg.burn_in) * self.cfg.num_envs
 
     @torch.no_grad()
     def act(self, history, hidden, explore=True):
@@ -145,8 +148,7 @@ class PPO:
 
         with torch.no_grad():
             # Old log-probabilities: of the actor that acted, from the states it acted from
-            acted_from = self.actor.core.burn_in(rollout.past, rollout.past_length,
-                                                 rollout.hidden[:, :self.actor.core.hidden_size])
+            acted_from = buffer.windows(cfg.seq_len).hidden[:, :self.actor.core.hidden_size]
             old_policy, _ = self.actor(rollout.history[:, :-1], acted_from)
             old_log_prob = old_policy.log_prob(rollout.action)[..., None]       # (B, L, 1)
 
@@ -210,8 +212,8 @@ class PPO:
                 self.refresh_hidden(buffer)
                 rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
 
-        # On-policy: what was learned from is forgotten
-        buffer.clear()
+        # On-policy: what was learned from is forgotten, but for a past where the next windows' start state needs one
+        buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": torch.stack(critic_losses).mean(), "actor_loss": torch.stack(actor_losses).mean()}
 
     def refresh_hidden(self, buffer):

@@ -232,11 +232,13 @@ def check(config, given, module):
         getattr(module, "check", dict)(config)                         # the algorithm's own
     except ValueError as error:
         fail(str(error))
-    if config["burn_in"] and config["seq_len"] != "full" and config["seq_len"] >= config.get("rollout_steps", math.inf):
+    if config["burn_in"] and config["hidden_init"] == "stored" and config["seq_len"] != "full" and \
+            config["seq_len"] >= config.get("rollout_steps", math.inf):
         fail(f"--burn_in with --seq_len {config['seq_len']}: a window is all of a rollout of {config['rollout_steps']} steps, "
-             "none lie before it; choose a smaller --seq_len")
+             "and the stored state at its start is used as it is; choose a smaller --seq_len")
     if config["seq_len"] == "full" and config["burn_in"]:
-        fail("--burn_in with --seq_len full: a full episode has no steps before it; drop one of the two")
+        fail(f"--burn_in {config['burn_in']} with --seq_len full: a full episode has no steps before it; add --burn_in 0, or "
+             "--seq_len with a number of steps")
     if config["critic_hidden"] != "own" and not critic:
         fail(f"--critic_hidden {config['critic_hidden']} needs a recurrent critic; add --recurrent_critic")
     if config["critic_hidden"] == "actor" and not actor:

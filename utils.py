@@ -99,6 +99,7 @@ class Buffer:
         self.oldest = np.zeros(num_envs, np.int64)                     # number of the oldest episode
         self.newest = np.full(num_envs, -1, np.int64)                  # number of the newest episode
         self.running = np.zeros(num_envs, bool)                        # is the newest episode unfinished?
+        self.begin = np.zeros(num_envs, np.int64)                      # position of the first step: before it is only a past
         # Rows that the oldest episode had before its first stored one, (n, row); None: overwritten or forgotten
         self.earlier = [self.rows[:0, :-1]] * num_envs
         self.keep_earlier = False                                      # does clear() keep them? For whole_past
@@ -112,7 +113,8 @@ class Buffer:
 
     def __len__(self):
         """Steps stored."""
-        return int((self.head - self.tail + 1).clip(0).sum() - (self.newest - self.oldest + 1).sum())
+        begin = np.maximum(self.tail, self.begin)
+        return int((self.head - begin + 1).clip(0).sum() - (self.newest - self.oldest + 1).sum())
 
     # ------------------------------------------------------------------ writing
 
@@ -168,17 +170,25 @@ class Buffer:
         self.changed[env * self.capacity + at] = True
         return env * self.capacity + at
 
-    def clear(self):
-        """Forget all steps. Episodes that are still running go on: their newest row is kept, to be the first again."""
+    def clear(self, keep=0):
+        """Forget all steps. Episodes that are still running go on: their newest row stays, to be the first again.
+
+        keep: up to this many rows before it stay too, as a past to burn in; their steps are not in windows() any more
+        """
         for env in range(self.num_envs):
-            at = env * self.capacity + self.head[env] % self.capacity
-            row, hidden, running = self._rows[at].copy(), self._hidden[at].copy(), self.running[env]
-            earlier = self._until(env, self.newest[env] % self.max_episodes, self.head[env]) if self.keep_earlier else None
+            slot, running = self.newest[env] % self.max_episodes, self.running[env]
+            first = max(self.head[env] - keep, self.first[env, slot]) if running else self.head[env]
+            stays = env * self.capacity + np.arange(first, self.head[env] + 1) % self.capacity
+            rows, hidden = self._rows[stays], self._hidden[stays]      # copies
+            earlier = self._until(env, slot, first) if self.keep_earlier else None
             self.earlier[env] = earlier if running else self.rows[:0, :-1]
             self.head[env], self.tail[env], self.oldest[env], self.newest[env], self.copied[env] = -1, 0, 0, -1, 0
+            self.begin[env] = 0
             if running:
-                self._begin_episode(env, row[:self.state_dim], hidden)
-                self._rows[env * self.capacity] = row                  # with its previous action and reward
+                self.newest[env], self.first[env, 0], self.begin[env] = 0, 0, len(rows) - 1
+                for row, memory in zip(rows, hidden):
+                    at = self._append(env)
+                    self._rows[at], self._hidden[at] = row, memory
 
     # ------------------------------------------------------------------ reading
 
@@ -234,7 +244,7 @@ class Buffer:
         for env in range(self.num_envs):
             for number in range(self.oldest[env], self.newest[env] + 1):
                 slot = number % self.max_episodes
-                first, last = self.first[env, slot], self.last[env, slot]
+                first, last = max(self.first[env, slot], self.begin[env]), self.last[env, slot]
                 L = last - first if seq_len == "full" else seq_len
                 cuts += [(env, start, min(L, last - start), slot) for start in range(first, last, max(L, 1))]
         return self._gather(*np.array(cuts).T, burn_in)

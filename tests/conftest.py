@@ -243,13 +243,13 @@ def weights_of(agent):
     return [p.detach().clone() for p in weights + ([agent.log_alpha] if hasattr(agent, "log_alpha") else [])]
 
 
-def poison(buffer, batch):
-    """NaN into every row and hidden state of the buffer that this batch has no business to read.
+def poison(buffer, *batches):
+    """NaN into every row and hidden state of the buffer that these batches have no business to read.
 
-    It may read its windows' rows, the row after each window, the rows of its past, and one hidden state per window.
+    Each may read its windows' rows, the row after each window, the rows of its past, and one hidden state per window.
     """
     rows, states = set(), set()
-    for index, mask, past in zip(batch.index, batch.mask[..., 0], batch.past_length.tolist()):
+    for index, mask, past in ((b.index[i], b.mask[i, :, 0], int(b.past_length[i])) for b in batches for i in range(len(b.mask))):
         rows |= set(index[:int(mask.sum()) + 1].tolist())
         stream, at = divmod(int(index[0]), buffer.capacity)
         before = [stream * buffer.capacity + (at - k) % buffer.capacity for k in range(past + 1)]

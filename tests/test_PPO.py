@@ -118,6 +118,23 @@ def test_ratio_is_one_before_the_first_step(monkeypatch, kind, seq_len, flags):
     assert continued >= 2
 
 
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_old_log_probs_are_of_the_actor_that_acted(monkeypatch, burn_in):
+    """Also where windows start from zero, and are burned in over steps of the rollout before, of older weights."""
+    agent, buffer, game = make(seq_len=4, epochs=3, burn_in=burn_in, **RECURRENT)
+    with torch.no_grad():
+        agent.actor.mlp.weights[-1].mul_(100)                          # far from the even distribution it starts with
+    for _ in range(3):
+        played = game.play(ROLLOUT)
+        expected = acted_log_prob(agent, played)                       # before the update
+        with monkeypatch.context() as patch:
+            seen = spy_on_update(patch, agent, buffer)
+            agent.train(buffer)
+        rollout = seen["rollouts"][0]
+        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask[..., 0]].numpy()
+        assert np.allclose(old, expected, atol=1e-4)
+
+
 def test_minibatches_shuffle_windows_and_use_each_step_once(monkeypatch):
     """Every epoch trains on every step of the rollout once, in windows of consecutive steps."""
     agent, buffer, game = make(seq_len=4, hidden_init="stored", epochs=3, **RECURRENT)
@@ -273,19 +290,23 @@ def test_update_is_plain_ppo(monkeypatch, kind, flags):
     """Several epochs, with clipped ratios, against single steps in a Python loop."""
     agent, buffer, game = make(SPECS[kind], epochs=5, batch_size=1000, entropy_coef=0.1, clip=0.05, lr_decay=False, lr=1e-2,
                                max_grad_norm=0.2, **flags)
-    played = game.play(ROLLOUT)
-    windows = game.windows(buffer.windows(agent.cfg.seq_len, agent.cfg.burn_in), agent.cfg.burn_in)
-    actor, critic, log_std, expected = plain_update(agent, played, windows, 5)
-    with monkeypatch.context() as patch:
-        seen = spy_on_update(patch, agent, buffer)
-        losses = agent.train(buffer)
-    clipped = [((ratio[batch.mask] - 1).abs() > 0.05).sum() for ratio, batch in zip(seen["ratios"], seen["batches"])]
-    assert max(clipped) > 5
-    for name, loss in expected.items():
-        assert losses[name].item() == pytest.approx(loss, abs=1e-4), name
-    assert actor.distance(agent.actor) < 1e-3 and critic.distance(agent.critic) < 1e-3
-    if log_std is not None:
-        assert torch.allclose(agent.actor.log_std, log_std, atol=1e-4)
+    # From zero a second one, for its windows are burned in over steps of the first; from stored states they are not
+    for _ in range(2 if agent.cfg.burn_in and agent.cfg.hidden_init == "zero" else 1):
+        for name in ("actor", "critic"):                               # Adam afresh, as in the plain update
+            setattr(agent, name + "_optimizer", torch.optim.Adam(getattr(agent, name).parameters(), lr=1e-2))
+        played = game.play(ROLLOUT)
+        windows = game.windows(buffer.windows(agent.cfg.seq_len, agent.cfg.burn_in), agent.cfg.burn_in)
+        actor, critic, log_std, expected = plain_update(agent, played, windows, 5)
+        with monkeypatch.context() as patch:
+            seen = spy_on_update(patch, agent, buffer)
+            losses = agent.train(buffer)
+        clipped = [((ratio[batch.mask] - 1).abs() > 0.05).sum() for ratio, batch in zip(seen["ratios"], seen["batches"])]
+        assert max(clipped) >= 5
+        for name, loss in expected.items():
+            assert losses[name].item() == pytest.approx(loss, abs=1e-4), name
+        assert actor.distance(agent.actor) < 1e-3 and critic.distance(agent.critic) < 1e-3
+        if log_std is not None:
+            assert torch.allclose(agent.actor.log_std, log_std, atol=1e-4)
 
 
 def test_learning_rate_falls_linearly():
@@ -309,7 +330,7 @@ def module(request):
 def trained(agent, buffer):
     """Losses, gradients and weights after an update of a copy of the agent."""
     twin, clear = copy.deepcopy(agent), buffer.clear
-    buffer.clear = lambda: None
+    buffer.clear = lambda keep: None
     losses = twin.train(buffer)
     buffer.clear = clear
     return [*losses.values(), *(p.grad for net in (twin.actor, twin.critic) for p in net.parameters()), *weights_of(twin)]
@@ -359,7 +380,9 @@ def test_nan_outside_the_rollout_changes_nothing(module, flags):
     agent.train(buffer)
     game.play(ROLLOUT - 10)                                            # shorter than the one before
     clean = trained(agent, buffer)
-    poison(buffer, buffer.windows(agent.cfg.seq_len, agent.cfg.burn_in))
+    # The second batch: PPO's old probabilities are those of the states that windows were acted from, burned in or not
+    burn_ins = [agent.cfg.burn_in] + [0] * (module is PPO)
+    poison(buffer, *(buffer.windows(agent.cfg.seq_len, burn_in) for burn_in in burn_ins))
     assert buffer.rows.isnan().any()
     assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(clean, trained(agent, buffer), strict=True))
 
@@ -411,12 +434,12 @@ def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
     game.play(ROLLOUT)
     before, clear, compared = buffer.hidden.clone(), buffer.clear, []
 
-    def check_and_clear():
+    def check_and_clear(keep):
         changed = (buffer.hidden - before).abs().max(1).values > 1e-4
         firsts = buffer.windows("full").index[:, 0]
         assert torch.equal(buffer.hidden[firsts], before[firsts])
         compared.append((check_stored_hidden(agent, buffer), int(changed.sum())))
-        clear()
+        clear(keep)
     monkeypatch.setattr(buffer, "clear", check_and_clear)
     agent.train(buffer)
     assert compared == [(2 * ROLLOUT, 2 * ROLLOUT)]

@@ -29,8 +29,8 @@ def toy(capacity=30, steps=50, lengths=LENGTHS, seed=0):
     return buffer, game
 
 
-def check_windows(batch, game, burn_in, stored=None):
-    """Every field of a batch against the record. Returns the real steps, window after window."""
+def check_windows(batch, game, burn_in, stored=None, kept=frozenset()):
+    """Every field of a batch against the record. Returns the real steps, window after window. kept: steps that are but a past."""
     stored = stored or {(s.env, s.episode, s.t) for s in game.stored()}
     newest = {}
     for env, episode, t in stored:
@@ -56,7 +56,7 @@ def check_windows(batch, game, burn_in, stored=None):
             assert np.array_equal(batch.history[b, i + 1].numpy(), step.next_row.astype(np.float32))
         past = []                                                      # exactly the stored steps before, at most burn_in
         for t in range(first.t - 1, first.t - 1 - burn_in, -1):
-            if (first.env, first.episode, t) not in stored:
+            if (first.env, first.episode, t) not in stored | kept:
                 break
             past.insert(0, game.at(first.env, first.episode, t))
         assert batch.past_length[b] == len(past)
@@ -153,6 +153,30 @@ def test_clear_forgets_steps_and_lets_running_episodes_go_on():
         check_windows(buffer.windows(3, 2), game, 2, stored)
         buffer.clear()
         assert len(buffer) == 0
+
+
+@pytest.mark.parametrize("keep", [1, 3, 50])
+def test_clear_keeps_a_past_to_burn_in(keep):
+    """Of running episodes alone, across several rollouts, and never as a step to be trained on."""
+    buffer, game = toy(100, 0)
+    pasts, kept = set(), set()
+    for steps in (14, 20, 1, 9, 2):
+        before = len(game.record)
+        game.play(steps)
+        stored = {(s.env, s.episode, s.t) for s in game.record[before:]}
+        assert len(buffer) == len(stored)
+        windows = check_windows(buffer.windows("full"), game, 0, stored)
+        assert {(s.env, s.episode, s.t) for steps in windows for s in steps} == stored
+        for burn_in in (keep, keep + 2):
+            check_windows(buffer.windows(3, burn_in), game, burn_in, stored, kept)
+        pasts |= set(buffer.windows("full", 50).past_length.tolist())  # all that lies before the rollout
+        buffer.clear(keep)
+        assert len(buffer) == 0
+        kept = set()
+        for env in np.flatnonzero(buffer.running):
+            last = max(s[:3] for s in game.record if s.env == env)     # (env, episode, t)
+            kept |= {(*last[:2], t) for t in range(max(0, last[2] + 1 - keep), last[2] + 1)}
+    assert max(pasts) >= min(keep, 9)
 
 
 def test_same_seed_same_windows():
