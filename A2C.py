@@ -157,6 +157,7 @@ class A2C:
         flat_advantage = gae(flat(rollout.reward), flat_value, flat(value[:, 1:]) * self.return_scale, flat(rollout.not_done),
                              flat(rollout.end), cfg.discount, cfg.gae_lambda)
         flat_return = flat_advantage + flat_value
+        # Slower than PPO's: it has 16 times as many rollouts, of a 16th of the steps
         self.return_scale += 0.01 * (np.sqrt(np.mean(flat_return ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = torch.zeros_like(rollout.reward), torch.zeros_like(rollout.reward)    # (B, L, 1)
         advantage[mask] = torch.as_tensor(flat_advantage / self.return_scale).to(advantage)
@@ -191,7 +192,7 @@ class A2C:
         optimizer.step()
 
     def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        """--staleness: the critic's values of a batch's steps, (B, L, 1), from its core's features (B, L, features)."""
         return self.critic.mlp(features, batch.real)[0]
 
     def state_dict(self):

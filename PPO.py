@@ -232,7 +232,7 @@ class PPO:
         optimizer.step()
 
     def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        """--staleness: the critic's values of a batch's steps, (B, L, 1), from its core's features (B, L, features)."""
         return self.critic.mlp(features, batch.real)[0]
 
     def state_dict(self):

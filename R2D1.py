@@ -1,19 +1,24 @@
 """R2D1: deep Q-learning from prioritised sequences (R2D2 with one actor), recurrent and feed-forward, discrete actions.
 
 Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning", 2019 (R2D2); it joins double
-       Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016) and prioritised replay (Schaul et al. 2016).
+       Q-learning (van Hasselt et al. 2016), dueling heads (Wang et al. 2016), prioritised replay (Schaul et al. 2016) and
+       rescaled values (Pohlen et al. 2018).
 Run:   python main.py --policy R2D1 --env CartPole-v1 --observe positions --recurrent
+
+Recurrent, windows start from stored states, burned in over the 16 steps before, and the core reads the previous reward, too.
 
 Deliberate differences from the paper:
 1. One actor, whose rate of random actions falls over the run, instead of 256 actors with a rate each. So priorities are not
-   computed by actors: a new window gets the largest there is, as in Schaul et al.
+   computed by actors: a new window gets the largest ever set, as in Schaul et al.
 2. Windows adjoin instead of overlapping by half: each stored step lies in exactly one, so that with --priority_exponent 0
    every step is trained on equally often, as everywhere in this project. A window joins when it is complete or its episode
    ends.
 3. n-step returns end with the window: its last steps look less far ahead, to the state after it. Feed-forward, a window is one
    step, so returns are one-step ones.
 4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
-5. Its one network is actor and critic at once: it acts by its own Q-values. No reward is clipped; the networks are small.
+5. Its one network is actor and critic at once: it acts by its own Q-values. The networks are small.
+6. Set for small tasks, see HyperParameters: windows of 32 steps after a burn-in of 16 (paper: 80 after 40), discount 0.99
+   (0.997), a target network copied every 200 updates (2500).
 """
 from dataclasses import dataclass
 
@@ -33,7 +38,7 @@ class HyperParameters(MemoryFlags):
     expl_timesteps: int = flag(10_000, "steps over which it falls there from 1")
     batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(64, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
-    memory_size: int = flag(1_000_000, "steps the replay buffer holds")
+    memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     lr: float = flag(1e-3, "learning rate")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
@@ -57,12 +62,20 @@ UNUSED = {"critic_hidden": "its one network has one memory"}
 
 def check(config):
     """Combinations of flags that make no sense here. Raises ValueError."""
-    actor_remembers, critic_remembers = config["recurrent_actor"], config["recurrent_critic"]
-    if actor_remembers != critic_remembers:
+    actor_has_memory, critic_has_memory = config["recurrent_actor"], config["recurrent_critic"]
+    if actor_has_memory != critic_has_memory:
         raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
+    if config["n_steps"] > 1 and not critic_has_memory:
+        raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, and a return no longer; leave "
+                         "it out")
     if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
-        raise ValueError(f"--n_steps {config['n_steps']}: a window of {config['seq_len']} steps holds no such return; "
-                         "choose a smaller one, or a larger --seq_len")
+        raise ValueError(f"--n_steps {config['n_steps']} with --seq_len {config['seq_len']}: a window holds no such return; "
+                         f"add --n_steps {config['seq_len']} or a smaller one, or choose a larger --seq_len")
+    for name in ("priority_max", "importance_exponent"):
+        if config["priority_exponent"] == 0 and config[name] != getattr(HyperParameters, name):
+            raise ValueError(f"--{name} is of no use with --priority_exponent 0, which draws windows uniformly; leave it out")
+    if config["priority_max"] != HyperParameters.priority_max and not critic_has_memory:
+        raise ValueError("--priority_max is of no use without a memory: a window is one step, with one error; leave it out")
 
 
 class QNetwork(nn.Module):
@@ -128,7 +141,7 @@ class R2D1:
     def ready(self, buffer):
         """Is an update due? As many as keep `replay_ratio` steps trained on per step in the environment."""
         due = (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
-        return due and buffer.complete(self.cfg.seq_len)                        # is there a window yet?
+        return due and buffer.cut_windows(self.cfg.seq_len)                     # is there one yet?
 
     def burn_in(self, network, batch):
         """A network's start states at the windows' first step, (B, hidden_size), without gradient."""
@@ -188,7 +201,7 @@ class R2D1:
         error = target_Q - current_Q
         assert current_Q.shape == target_Q.shape == (B, L, 1)
 
-        # Compute the loss, each window weighed by how much too often it is drawn
+        # Compute the loss, where a window counts the less the more often it is drawn
         weight = buffer.importance(batch, cfg.importance_exponent)[:, None, None]       # (B, 1, 1)
         critic_loss = masked_mean(weight * error.square(), mask)
 
@@ -212,7 +225,7 @@ class R2D1:
         return {"critic_loss": critic_loss.detach()}
 
     def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        """--staleness: the critic's values of a batch's steps, (B, L, actions), from its core's features; squashed."""
         return self.critic.head(features, batch.real)
 
     def state_dict(self):

@@ -6,7 +6,8 @@ Run:   python main.py --policy REINFORCE --env HopperBulletEnv-v0 --recurrent
 Deliberate differences from the paper:
 1. Actor and baseline are separate networks; each may have a recurrent core (cores.py) that reads the history of
    observations and actions. Recurrent, the gradient goes back to each episode's start by default (--seq_len full).
-2. An action is credited with the discounted rewards that follow it, not with the whole episode's.
+2. An action is credited with the discounted rewards that follow it, not with the whole episode's; late actions count as much as
+   early ones, as nearly everywhere. There may be a bonus for entropy, and each network's gradient is clipped.
 3. An update waits for whole episodes that hold `batch_size` steps together, and averages over steps, not episodes.
 4. A time limit is no termination: with a baseline the return goes on with its value of the true last observation.
 5. Returns are divided by a running scale, so that one learning rate suits returns of 1 and of 1000. Adam, not plain ascent.
@@ -48,8 +49,8 @@ UNUSED = {"hidden_refresh": "episodes are forgotten after their one update, noth
 
 def check(config):
     """Combinations of flags that make no sense here. Raises ValueError."""
-    critic_remembers, baseline = config["recurrent_critic"], config["baseline"]
-    if critic_remembers and not baseline:
+    critic_has_memory, baseline = config["recurrent_critic"], config["baseline"]
+    if critic_has_memory and not baseline:
         raise ValueError("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, "
                          "or drop --recurrent_critic")
     if config["batch_size"] > config["memory_size"]:
@@ -198,7 +199,7 @@ class REINFORCE:
         optimizer.step()
 
     def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        """--staleness: the critic's values of a batch's steps, (B, L, 1), from its core's features (B, L, features)."""
         return self.critic.mlp(features, batch.real)[0]
 
     def state_dict(self):

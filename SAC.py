@@ -30,13 +30,13 @@ class HyperParameters(MemoryFlags):
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
-    memory_size: int = flag(1_000_000, "steps the replay buffer holds")
+    memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target network follows", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
-    target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the number of actions)",
+    target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus their dimension)",
                                         low=-1e6)
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
@@ -209,7 +209,7 @@ class SAC:
         buffer.write_hidden(batch, torch.cat(states, -1))
 
     def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        """--staleness: the critic's values of a batch's steps, (2, B, L, 1), from its core's features (B, L, features)."""
         return self.critic.head(features, batch.action, batch.real)
 
     def state_dict(self):

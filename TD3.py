@@ -30,7 +30,7 @@ class HyperParameters(MemoryFlags):
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
     batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
-    memory_size: int = flag(1_000_000, "steps the replay buffer holds")
+    memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     lr: float = flag(6e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
@@ -203,7 +203,7 @@ class TD3:
         buffer.write_hidden(batch, torch.cat(states, -1))
 
     def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps from features (B, L, features): (B, L, n) or twins (2, B, L, 1)."""
+        """--staleness: the critic's values of a batch's steps, (2, B, L, 1), from its core's features (B, L, features)."""
         return self.critic.head(features, batch.action, batch.real)
 
     def state_dict(self):

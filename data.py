@@ -8,6 +8,8 @@ Minari's own DataCollector is not used: it needs JAX, and seeds each episode ane
 than one that is not recorded.
 """
 import os
+import shutil
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -77,6 +79,8 @@ def check_free(name):
                          f"(minari delete {name})")
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent) or "."
+    if os.path.isdir(os.path.join(parent, "data")):
+        raise ValueError(f"--record: {parent} is a data set itself, and '{name}' would lie inside it; choose another name")
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
         raise ValueError(f"--record: {path} cannot be written; set MINARI_DATASETS_PATH to another folder")
 
@@ -86,7 +90,8 @@ def check_free(name):
 def save(env, name, policy, command):
     """Write what was recorded in `env` (by make_env, around a Recorder), if there is anything, as a new data set, and say so.
 
-    An episode that is still running counts as truncated.
+    An episode that is still running counts as truncated. If the name has been taken meanwhile, the next free version is.
+    Exits with 1 and one line if it cannot be written.
     """
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -105,12 +110,20 @@ def save(env, name, policy, command):
         source = env
     except (ValueError, TypeError):                                    # registered as a class: that cannot be written down
         source = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                # it would like an author and a link
-        minari.create_dataset_from_buffers(
-            name, [EpisodeBuffer(id=i, **episode) for i, episode in enumerate(episodes)], source,
-            observation_space=env.observation_space, action_space=env.action_space, algorithm_name=policy,
-            description=f"{policy} in {env.spec.id}: {said}. Recorded by: {command}")
+    while os.path.lexists(find("record", name)):
+        stem, version = name.rsplit("-v", 1)
+        name = f"{stem}-v{int(version) + 1}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                            # it would like an author and a link
+            minari.create_dataset_from_buffers(
+                name, [EpisodeBuffer(id=i, **episode) for i, episode in enumerate(episodes)], source,
+                observation_space=env.observation_space, action_space=env.action_space, algorithm_name=policy,
+                description=f"{policy} in {env.spec.id}: {said}. Recorded by: {command}")
+    except (OSError, ValueError, RuntimeError) as error:               # a full disk; HDF5's errors are of several kinds
+        shutil.rmtree(find("record", name), ignore_errors=True)        # half a data set opens nowhere
+        print(f"error: data set {name} could not be written: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
     print(f"data set {name} written: {said}")
 
 

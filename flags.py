@@ -223,6 +223,10 @@ def check(config, given, module):
         fail(f"--explore: {module.__name__} has no exploration; leave it out")
     if given.get("dataset") and config["test"]:
         fail("--dataset is trained from, and --test trains nothing; drop one of the two")
+    if "record" in given and not config["record"]:
+        fail("--record '' is no name of a data set; give one such as hopper/td3-v0")
+    if config["record"] and given.get("checkpoint_freq"):
+        fail("--checkpoint_freq is of no use with --record: a run that records cannot be resumed; leave it out")
     if config["record"] and not config["test"]:
         if offline:
             fail(f"--record: {module.__name__} trains without stepping the environment; record a saved model, with --test")
@@ -255,6 +259,8 @@ def check(config, given, module):
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
         if config.get(name) == 0:
             fail(f"--{name} 0 learns nothing; give a positive number")
+    if config["hidden_layers"] == 0 and "hidden_size" in given:
+        fail("--hidden_size is of no use with --hidden_layers 0; leave it out")
     if config["device"] not in ("cpu", "cuda"):
         fail(f"--device '{config['device']}' is unknown; there are cpu and cuda")
     if config["buffer_on_device"] and config["device"] == "cpu" and not config["test"]:      # a test has no buffer

@@ -93,8 +93,9 @@ class Logger:
         self.entry = {} if step >= self.due else None
         if self.entry is not None and self.config.get("baseline", True):   # without it there is no critic
             batch = windows_of(self.agent, self.buffer, np.random.default_rng(step))
-            q = values_of(self.agent, batch, start_of(self.agent, batch)[1])
-            self.entry["q_mean"] = q[:, batch.mask[..., 0]].mean() * getattr(self.agent, "return_scale", 1)
+            q = values_of(self.agent, batch, start_of(self.agent, batch)[1])[:, batch.mask[..., 0]]
+            q = getattr(self.agent, "unsquash", lambda value: value)(q) * getattr(self.agent, "return_scale", 1)
+            self.entry["q_mean"] = q.mean()
 
     def after_update(self, step, losses, hidden):
         """Take note of an update's losses, and finish the entry if there is one.

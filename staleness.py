@@ -10,15 +10,15 @@ before the window. At a window's first and at its last trained step, means over 
     Delta-Q        ||q(h) - q(h*)|| / max |q(h*)|       q: the critic's values of a step, as one vector
     delta hidden   ||h - h*|| / ||h*||                  the memory before it reads the step; 0 where both are zero
 
-q is the value of every action for R2D1; of the stored action for DDPG, of the same by both twins for TD3 and SAC; the state's
-value for PPO, A2C and REINFORCE.
+q is the (squashed) value of every action for R2D1; of the stored action for DDPG, of the same by both twins for TD3, SAC and
+BCQ; the state's value for PPO, A2C and REINFORCE.
 
 Deliberate differences from the paper:
-1. It compares with the states stored while acting, which old weights computed; the present weights would have remembered h*.
-   So stored states, too, have a Delta-Q at the first step here.
+1. The paper compares with the states stored while acting, which old weights computed. Here h* is what the present weights would
+   have remembered, so stored states, too, have a Delta-Q at the first step.
 2. The largest |q| is that of all windows measured together, not each window's own: values pass through zero, and a window
    may be a single step. It is that of h*, so that the yardstick does not depend on what is measured.
-3. It also says how far the hidden state itself is off, which no head may notice.
+3. How far the hidden state itself is off is measured, too, which no head may notice.
 
 Off-policy, windows are drawn from the buffer as training draws them; those whose episode has lost its first steps to the ring
 have no h* and are left out. On-policy, they are the rollout's before its first update; the buffer keeps what came before it.

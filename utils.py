@@ -388,8 +388,8 @@ class PrioritisedBuffer(Buffer):
             self.count -= 1
         return at
 
-    def complete(self, seq_len):
-        """How many windows there are to be drawn. Cuts what has been added since the last time into windows."""
+    def cut_windows(self, seq_len):
+        """Cut what has been added since the last time into windows. Returns how many there are to be drawn."""
         starts = []
         for env in range(self.num_envs):
             start = max(self.cut[env], self.tail[env])
@@ -412,7 +412,7 @@ class PrioritisedBuffer(Buffer):
 
     def sample(self, batch_size, seq_len=1, burn_in=0):
         """Draw windows by priority until they hold at least `batch_size` real steps. Arguments as Buffer.sample."""
-        self.complete(seq_len)
+        self.cut_windows(seq_len)
         draws, total = [], 0
         while total < batch_size:
             L = 50 if seq_len == "full" else seq_len

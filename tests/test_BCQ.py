@@ -194,6 +194,7 @@ def test_acts_by_the_best_of_its_candidates(small):
     agent = make_agent(BCQ, act_candidates=7, **RECURRENT)
     with torch.no_grad():                                              # else candidates are hardly different
         agent.actor.decoder.weights[0].mul_(5)
+        agent.critic.mlp.weights[-1][1].neg_()                         # and the second twin would choose another
     vae, critic, perturbation = PlainActor(agent.actor), Plain(agent.critic), plain_perturbation(agent.actor.perturbation)
     rng, size = np.random.default_rng(0), agent.actor.core.hidden_size
     row = rng.normal(size=(5, 6)).astype(np.float32)
@@ -215,6 +216,16 @@ def test_acts_by_the_best_of_its_candidates(small):
             assert np.allclose(next_hidden[k], torch.cat([next_actor, next_critic], -1), atol=1e-5)
             chosen.add(int(np.argmax(values)))
     assert len(chosen) > 1 and agent.actor.act_latent.abs().max() == 0.5
+
+
+def test_bounds_of_the_latents_spread(small):
+    """Of the encoder's: exp(log_std) neither overflows nor vanishes, and between the bounds nothing is changed."""
+    agent = make_agent(BCQ, hidden_layers=0)
+    features, action = torch.zeros(1, 4, SPEC.state_dim), torch.zeros(1, 4, SPEC.action_dim)
+    for output, expected in ((50.0, 15), (5.0, 5), (-3.0, -3), (-50.0, -4)):
+        with torch.no_grad():
+            agent.actor.encoder.biases[0][..., agent.actor.latent_dim:] = output
+        assert (agent.actor.encode(features, action)[1] == expected).all()
 
 
 def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
@@ -570,6 +581,30 @@ def test_an_interrupted_run_keeps_what_it_recorded(world, monkeypatch):
     assert stop.value.code == 130 and minari.load_dataset("mixed/td3-v0").total_steps == 100
 
 
+def test_a_name_that_is_taken_meanwhile(world, monkeypatch, capsys):
+    """By another run that records: nothing is lost, the data set gets the next free version."""
+    record("TestMixed-v0", "mixed/td3-v0", 20)
+    record("TestMixed-v0", "mixed/td3-v1", 20)
+    monkeypatch.setattr(data, "check_free", lambda name: None)
+    world(*ONLINE, "--record", "mixed/td3-v0")
+    assert "data set mixed/td3-v2 written" in capsys.readouterr().out
+    assert minari.load_dataset("mixed/td3-v0").total_steps == 20 < minari.load_dataset("mixed/td3-v2").total_steps
+
+
+def test_a_data_set_that_cannot_be_written(world, monkeypatch, capsys, tmp_path):
+    """One line, exit code 1, the run's results are there, and no half of a data set."""
+    def full(name, *args, **kwargs):
+        os.makedirs(tmp_path / "minari" / name / "data")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(minari, "create_dataset_from_buffers", full)
+    with pytest.raises(SystemExit) as stop:
+        world(*ONLINE, "--record", "mixed/td3-v0")
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and err.count("\n") == 1 and "mixed/td3-v0 could not be written: [Errno 28] No space" in err
+    assert "no checkpoints: --record" in out and glob.glob(str(tmp_path / "results" / "*.csv"))
+    assert not (tmp_path / "minari" / "mixed" / "td3-v0").exists()
+
+
 # ---------------------------------------------------------------------- bad input
 
 @pytest.fixture
@@ -624,6 +659,7 @@ def test_bad_flags_of_a_test(world, refused, tmp_path):
 def test_what_cannot_be_recorded(world, refused, tmp_path):
     record("TestMixed-v0", "mixed/random-v0", 20)
     refused([*ONLINE, "--record", "mixed/random-v0"], ["data set 'mixed/random-v0' already", "another name or version"])
+    refused([*ONLINE, "--record", "mixed/random-v0/more-v0"], ["is a data set itself", "choose another name"])
     (tmp_path / "minari" / "file").write_text("mine")
     refused([*ONLINE, "--record", "file/random-v0"], ["cannot be written", "MINARI_DATASETS_PATH"])
 

@@ -309,14 +309,16 @@ def test_update_is_plain_ppo(monkeypatch, kind, flags):
             assert torch.allclose(agent.actor.log_std, log_std, atol=1e-4)
 
 
-def test_learning_rate_falls_linearly():
-    """--lr_decay: to zero at max_timesteps, the core's own rate too; without it neither moves."""
-    for decay, expected in ((True, 0.5), (False, 1.0)):
-        agent, buffer, game = make(max_timesteps=4 * ROLLOUT, core_lr=1e-4, lr_decay=decay, **RECURRENT)
-        game.play(ROLLOUT)                                             # of both environments: half of max_timesteps
-        agent.train(buffer)
-        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
-            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 3e-3, expected * 1e-4])
+def test_minibatches(monkeypatch):
+    """As many as batch_size says; advantages are normalised over the rollout, not within each."""
+    agent, buffer, game = make(seq_len=4, hidden_init="stored", epochs=1, lr=0.0, **RECURRENT)
+    game.play(ROLLOUT)
+    batches, losses = spy(monkeypatch, Batch, "select"), spy(monkeypatch, PPO, "masked_mean")
+    agent.train(buffer)
+    gains = [-loss.item() for loss in losses[1::2]]                    # the actor's; nothing moves, so the ratio is 1
+    assert len(batches) == len(gains) == 2 * ROLLOUT // 12
+    assert max(map(abs, gains)) > 0.1
+    assert sum(gain * batch.steps for gain, batch in zip(gains, batches)) == pytest.approx(0, abs=1e-3)
 
 
 # ---------------------------------------------------------------------- what PPO and A2C share: padding and what is not ours
@@ -432,6 +434,9 @@ def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
         pytest.skip("forgets its rollout after one update")
     agent, buffer, game = make(module=module, seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
     game.play(ROLLOUT)
+    agent.train(buffer)
+    assert min(game.t) > 0                                             # episodes that go on: they enter with a memory
+    game.play(ROLLOUT)
     before, clear, compared = buffer.hidden.clone(), buffer.clear, []
 
     def check_and_clear(keep):
@@ -443,6 +448,26 @@ def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
     monkeypatch.setattr(buffer, "clear", check_and_clear)
     agent.train(buffer)
     assert compared == [(2 * ROLLOUT, 2 * ROLLOUT)]
+
+
+def test_later_epochs_start_from_refreshed_states(monkeypatch):
+    """But their ratio is still to the policy that acted."""
+    agent, buffer, game = make(seq_len=4, hidden_init="stored", hidden_refresh=True, batch_size=1000, lr=1e-2, **RECURRENT)
+    game.play(ROLLOUT)
+    before, select, starts = buffer.hidden.clone(), Batch.select, []
+
+    def checked(rollout, windows):
+        batch = select(rollout, windows)
+        assert torch.equal(batch.hidden, buffer.hidden[batch.index[:, 0]])
+        starts.append((batch.hidden - before[batch.index[:, 0]]).abs().max())
+        return batch
+    with monkeypatch.context() as patch:
+        seen = spy_on_update(patch, agent, buffer)
+        patch.setattr(Batch, "select", checked)
+        agent.train(buffer)
+    assert starts[0] == 0 and starts[1] > 1e-3
+    first, second = ((ratio - 1).abs().max() for ratio in seen["ratios"])
+    assert first < 1e-4 and second > 1e-3
 
 
 @pytest.mark.parametrize("flags, stored", [(dict(critic_hidden="own", hidden_init="stored"), 24),
@@ -482,6 +507,16 @@ def test_acting(module, kind):
         assert np.allclose(mode[0], output, atol=1e-5)
         assert sampled.mean(0) == pytest.approx(output, abs=0.1)
         assert sampled.std(0) == pytest.approx(np.exp(-0.5), abs=0.06)
+
+
+def test_learning_rate_falls_linearly(module):
+    """--lr_decay: to zero at max_timesteps, the core's own rate too; without it neither moves."""
+    for decay, expected in ((True, 0.5), (False, 1.0)):
+        agent, buffer, game = make(module=module, max_timesteps=4 * ROLLOUT, core_lr=1e-4, lr_decay=decay, **RECURRENT)
+        game.play(ROLLOUT)                                             # of both environments: half of max_timesteps
+        agent.train(buffer)
+        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
+            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 3e-3, expected * 1e-4])
 
 
 def test_ready_after_a_rollout(module):

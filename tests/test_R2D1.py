@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DISCRETE_SPEC, RECURRENT, Plain, make_agent, make_off_policy, poison, spy
+from conftest import DISCRETE_SPEC, RECURRENT, Plain, Toy, make_agent, make_buffer, make_off_policy, poison, spy
 from scipy import stats
 
 import main
@@ -153,7 +153,7 @@ def test_windows_partition_what_is_stored(seq_len, size):
     agent, buffer, game = filled(steps=0, size=size, **RECURRENT, seq_len=seq_len)
     for _ in range(120):
         game.play(1)
-        count = buffer.complete(seq_len)
+        count = buffer.cut_windows(seq_len)
         leaves = np.flatnonzero(buffer.priority.nodes[buffer.priority.base:])
         assert count == len(leaves)
         if size == 400 and seq_len != "full" or count == 0:
@@ -178,10 +178,11 @@ def test_priorities_decide_what_is_drawn():
     buffer.set_priority(first, torch.full((len(first.mask),), 1e4))
     drawn = [int(buffer.sample(1, 4).index[0, 0]) for _ in range(50)]
     assert drawn.count(int(first.index[0, 0])) > 45
-    # One that joins later gets as large a priority
+    # One that joins later gets as large a priority as there ever was
+    buffer.set_priority(first, torch.ones(len(first.mask)))
     before = set(np.flatnonzero(buffer.priority.nodes[buffer.priority.base:]))
     game.play(8)
-    buffer.complete(4)
+    buffer.cut_windows(4)
     new = sorted(set(np.flatnonzero(buffer.priority.nodes[buffer.priority.base:])) - before)
     assert new and np.all(buffer.priority[np.array(new)] == 1e4)
 
@@ -244,13 +245,15 @@ def test_stored_hidden_reproduces_the_next():
             assert torch.allclose(network.remember(rows[t:t + 1], hidden[t:t + 1])[1][0], hidden[t + 1], atol=1e-5)
 
 
-def test_hidden_refresh_writes_recomputed_states(monkeypatch):
-    agent, buffer, _ = filled(**STORED, seq_len=4, hidden_refresh=True, lr=0.1)
-    before, batches = buffer.hidden.clone(), spy(monkeypatch, buffer, "sample")
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_hidden_refresh_writes_recomputed_states(monkeypatch, burn_in):
+    """Burned in with the weights of before the update, then unrolled with the new ones."""
+    agent, buffer, _ = filled(**STORED, seq_len=4, burn_in=burn_in, hidden_refresh=True, lr=0.1)
+    before, batches, old = buffer.hidden.clone(), spy(monkeypatch, buffer, "sample"), PlainQ(agent.critic)
     agent.train(buffer)
     batch, network = batches[-1], PlainQ(agent.critic)
-    for rows, index, length in zip(batch.history, batch.index, batch.mask.sum((1, 2)).tolist()):
-        hidden = before[index[0]][None]
+    for i, (rows, index, length) in enumerate(zip(batch.history, batch.index, batch.mask.sum((1, 2)).tolist())):
+        hidden = old.unroll(batch.past[i, :batch.past_length[i]], batch.hidden[i:i + 1])[1]
         for k in range(length):
             # A window's first row may be the last of the one before, which writes there too
             assert k == 0 or torch.allclose(buffer.hidden[index[k]], hidden[0], atol=1e-6)
@@ -280,6 +283,35 @@ def test_learning_rates_fall_linearly():
         assert [group["lr"] for group in agent.optimizer.param_groups] == pytest.approx([expected * 1e-2, expected * 1e-3])
 
 
+@pytest.mark.parametrize("flags", [dict(seq_len=1), dict(seq_len=8, **RECURRENT)], ids=["feed-forward", "recurrent"])
+def test_pace(flags, monkeypatch):
+    """As many stored steps are trained on per environment step as --replay_ratio says, whatever a window holds."""
+    agent, buffer, game = filled(steps=0, start_timesteps=10, batch_size=16, replay_ratio=4, hidden_layers=0, **flags)
+    batches = spy(monkeypatch, buffer, "sample")
+    for _ in range(60):
+        game.play(1)
+        while agent.ready(buffer):
+            assert agent.steps > 10
+            agent.train(buffer)
+    trained = sum(int(batch.mask.sum()) for batch in batches)
+    assert agent.steps == 120 and abs(trained - 4 * (120 - 10)) <= 16 + 8 and len(batches) >= 20
+
+
+def test_the_buffer_holds_every_step():
+    """Where --memory_size is not the bound, even if every episode has a single step."""
+    agent = make_agent(R2D1, DISCRETE_SPEC, max_timesteps=50)
+    buffer = make_buffer(agent, agent.buffer_size())
+    Toy(agent, buffer, [[1], [1]]).play(25)
+    assert len(buffer) == 50
+
+
+def test_loaded_agent_bootstraps_from_what_was_loaded():
+    """--load_model goes on from there: the target is the loaded network, not this run's random one."""
+    saved, agent = (make_agent(R2D1, DISCRETE_SPEC, seed, **RECURRENT) for seed in (0, 1))
+    agent.load_state_dict(saved.state_dict())
+    assert PlainQ(saved.critic).distance(agent.critic) == PlainQ(saved.critic).distance(agent.critic_target) == 0
+
+
 def test_waits_for_a_window():
     """No update while no window is complete, however many are due."""
     agent, buffer, game = filled(**RECURRENT, seq_len="full", steps=1, batch_size=1)
@@ -291,8 +323,13 @@ def test_waits_for_a_window():
 
 @pytest.mark.parametrize("argv, words", [
     ("--recurrent_actor", ["one network", "--recurrent"]), ("--no-recurrent_critic --recurrent", ["one network"]),
-    ("--n_steps 3", ["--n_steps 3", "1 steps"]), ("--recurrent --seq_len 4", ["--n_steps 5", "4 steps"]),
-    ("--recurrent --critic_hidden zero", ["--critic_hidden", "one memory"]), ("--env Pendulum-v1", ["discrete", "TD3"])])
+    ("--n_steps 3", ["--n_steps 3", "without a memory"]), ("--recurrent --seq_len 4", ["--n_steps 5", "add --n_steps 4"]),
+    ("--recurrent --seq_len full", ["--burn_in 16", "add --burn_in 0"]),
+    ("--priority_max 0.5", ["--priority_max", "without a memory"]),
+    ("--recurrent --priority_max 0.5 --priority_exponent 0", ["--priority_max", "--priority_exponent 0"]),
+    ("--importance_exponent 0.5 --priority_exponent 0", ["--importance_exponent", "--priority_exponent 0"]),
+    ("--recurrent --critic_hidden zero", ["--critic_hidden", "one memory"]),
+    ("--env Pendulum-v1", ["discrete", "TD3 or DDPG or SAC or PPO or A2C or REINFORCE or BCQ"])])
 def test_bad_input(argv, words, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main.main(["--policy", "R2D1", "--env", "CartPole-v1", "--results_dir", str(tmp_path / "x"), *argv.split()])

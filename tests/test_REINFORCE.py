@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CHAIN_SPEC, RECURRENT, Chain, Plain, Toy, make_agent, make_buffer, start_of, weights_of
+from conftest import CHAIN_SPEC, RECURRENT, Chain, Plain, Toy, check_stored_hidden, make_agent, make_buffer, start_of, weights_of
 from test_PPO import SPECS
 from torch.distributions import Categorical, Normal
 
@@ -113,6 +113,47 @@ def test_update_is_plain_reinforce(float64, kind, flags):
         assert agent.return_scale == pytest.approx(scale, abs=1e-5)
         if log_std is not None:
             assert torch.allclose(agent.actor.log_std, log_std, atol=1e-6)
+
+
+def test_acting():
+    """Begins near the centre; sampled from the policy while exploring, and counted; its mode otherwise."""
+    agent, buffer, game = make()
+    row, hidden = np.ones((1, 6), np.float32), np.zeros((1, 0), np.float32)
+    mode = agent.act(row, hidden, explore=False)[0]
+    assert agent.steps == 0 and np.array_equal(mode, agent.act(row, hidden, explore=False)[0]) and np.abs(mode).max() < 0.02
+    sampled = np.concatenate([agent.act(row, hidden)[0] for _ in range(1000)])
+    assert agent.steps == 1000
+    assert sampled.mean(0) == pytest.approx(mode[0], abs=0.1) and sampled.std(0) == pytest.approx(np.exp(-0.5), abs=0.06)
+
+
+@pytest.mark.parametrize("flags", [dict(), dict(core="gru"), dict(critic_hidden="actor")])
+def test_stored_hidden_reproduces_the_next(flags):
+    """The critic's own memory included; an update lies in between."""
+    agent, buffer, game = make(seq_len=4, hidden_init="stored", **RECURRENT, **flags)
+    for _ in range(2):
+        assert len(play_until_ready(agent, buffer, game)) == len(buffer) == check_stored_hidden(agent, buffer)
+        agent.train(buffer)
+
+
+def test_learning_rates_fall_linearly():
+    """--lr_decay: to zero at max_timesteps, the core's own too; without it neither moves."""
+    for decay, expected in ((True, 0.75), (False, 1.0)):
+        agent, buffer, game = make(max_timesteps=80, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
+        assert len(play_until_ready(agent, buffer, game)) == 20
+        agent.train(buffer)
+        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
+            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 1e-2, expected * 1e-3])
+
+
+def test_checkpoint_keeps_the_scale_of_returns():
+    """Values are predictions times the scale: a critic without it is another critic."""
+    agent, buffer, game = make()
+    play_until_ready(agent, buffer, game)
+    agent.train(buffer)
+    other = make(seed=1)[0]
+    other.load_state_dict(agent.state_dict())
+    assert other.return_scale == pytest.approx(agent.return_scale) and agent.return_scale != 1
+    assert Plain(agent.critic).distance(other.critic) == Plain(agent.actor).distance(other.actor) == 0
 
 
 def test_an_update_waits_for_whole_episodes():

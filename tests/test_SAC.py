@@ -109,6 +109,15 @@ def test_log_probability_far_out():
     assert all(p.grad.isfinite().all() for p in agent.actor.mlp.parameters())
 
 
+def test_bounds_of_the_spread():
+    """exp(log_std) neither overflows nor vanishes, and between the bounds nothing is changed."""
+    agent, features = make_agent(SAC, hidden_layers=0), torch.zeros(1, 4, SPEC.state_dim)
+    for output, expected in ((50.0, 2), (1.0, 1), (-10.0, -10), (-50.0, -20)):
+        with torch.no_grad():
+            agent.actor.mlp.biases[0][..., SPEC.action_dim:] = output
+        assert (agent.actor.head(features)[1] == expected).all()
+
+
 def test_exploration():
     """Random actions first, then samples of the policy; its most likely action, always the same, when evaluating."""
     agent = make_agent(SAC, start_timesteps=20)

@@ -19,6 +19,7 @@ from conftest import (
     make_buffer,
     make_off_policy,
     poison,
+    spy,
     start_of,
     targets_of,
     weights_of,
@@ -222,6 +223,23 @@ def test_hidden_refresh_writes_recomputed_states(module):
         assert torch.equal(buffer.hidden[~written], before[~written]) and not written.all()
 
 
+def test_hidden_refresh_goes_on_from_the_burned_in_state(module, monkeypatch):
+    """Of one window: burned in with the weights of before the update, then unrolled with the new ones."""
+    agent, buffer, _ = make_off_policy(module, batch_size=1, seq_len=4, burn_in=3, hidden_init="stored", hidden_refresh=True,
+                                       lr=0.01, **RECURRENT)
+    batches, size, warm = spy(monkeypatch, buffer, "sample"), agent.actor.core.hidden_size, 0
+    for _ in range(8):
+        old = Plain(agent.actor), Plain(agent.critic)
+        agent.train(buffer)
+        batch, n, k = batches[-1], batches[-1].steps, int(batches[-1].past_length)
+        for before, net, part in zip(old, (agent.actor, agent.critic), (slice(None, size), slice(size, None))):
+            _, hidden = before.unroll(batch.past[0, :k], batch.hidden[:, part])
+            _, hidden = Plain(net).unroll(batch.history[0, :n], hidden)
+            assert torch.allclose(buffer.hidden[batch.index[0, n], part], hidden[0], atol=1e-6)
+        warm += k > 0
+    assert warm >= 3
+
+
 @pytest.mark.parametrize("flags, stored", [(dict(critic_hidden="own", hidden_init="stored"), 24),
                                            (dict(critic_hidden="actor", hidden_init="stored"), 12),
                                            (dict(critic_hidden="zero", hidden_init="stored"), 12),
@@ -254,21 +272,29 @@ def test_exploration(module):
     assert explored.std() == pytest.approx(0.5, abs=0.15)
 
 
-def test_pace(module):
+def test_pace(module, monkeypatch):
     """As many stored steps are trained on per environment step as --replay_ratio says, whatever a window holds."""
     for flags in (dict(seq_len=1), dict(seq_len=8, **RECURRENT)):
         agent = make_agent(module, start_timesteps=10, batch_size=16, replay_ratio=4, hidden_layers=0, **flags)
         buffer = make_buffer(agent)
         game = Toy(agent, buffer, LENGTHS)
-        trained = 0
+        batches = spy(monkeypatch, buffer, "sample")
         for _ in range(60):
             game.play(1)
             while agent.ready(buffer):
                 assert agent.steps > 10
                 agent.train(buffer)
-                trained += 1
         assert agent.steps == 120
-        assert abs(agent.steps_trained - 4 * (120 - 10)) <= 16 + 8 and trained >= 20
+        trained = sum(int(batch.mask.sum()) for batch in batches)      # counted here, not by the agent
+        assert abs(trained - 4 * (120 - 10)) <= 16 + 8 and len(batches) >= 20
+
+
+def test_the_buffer_holds_every_step(module):
+    """Where --memory_size is not the bound, even if every episode has a single step."""
+    agent = make_agent(module, max_timesteps=50)
+    buffer = make_buffer(agent, agent.buffer_size())
+    Toy(agent, buffer, [[1], [1]]).play(25)
+    assert len(buffer) == 50
 
 
 def test_learning_rates_fall_linearly(module):

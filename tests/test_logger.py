@@ -1,4 +1,5 @@
 """--tensorboard and --wandb: each number against one computed by hand, an undisturbed run, resume, what cannot be written."""
+import copy
 import errno
 import importlib
 import math
@@ -180,6 +181,28 @@ def test_values_are_in_units_of_return(tmp_path, monkeypatch):
     run(tmp_path, flags_of("PPO", "--tensorboard"))
     assert len(scales) > 1 and any(before != 1 for *_, before in scales)
     assert all(value == pytest.approx(expected) for value, expected, _ in scales)
+
+
+def test_values_of_r2d1_are_not_squashed(tmp_path, monkeypatch):
+    """It learns h(return): a last layer that says h(100) whatever it sees means 100."""
+    pytest.importorskip("tensorboard")
+    R2D1, values = importlib.import_module("R2D1"), []
+
+    class Spy(main.Logger):
+        def before_update(self, step):
+            head = self.agent.critic.value
+            before = copy.deepcopy(self.agent.critic.state_dict())
+            with torch.no_grad():
+                for weight in [head.weights[-1], self.agent.critic.advantage.weights[-1], self.agent.critic.advantage.biases[-1]]:
+                    weight.zero_()
+                head.biases[-1].fill_(float(R2D1.squash(torch.tensor(100.0))))
+            super().before_update(step)
+            self.agent.critic.load_state_dict(before)
+            if self.entry:
+                values.append(float(self.entry["q_mean"]))
+    monkeypatch.setattr(main, "Logger", Spy)
+    run(tmp_path, flags_of("R2D1", "--tensorboard"))
+    assert values and values == pytest.approx([100] * len(values), rel=1e-3)
 
 
 def test_a_critic_that_learns_nothing_has_no_q_mean(tmp_path):

@@ -219,8 +219,8 @@ def test_help_lists_every_flag(policy, capsys):
     ("--recurrent --core rnn", ["--core", "invalid choice: 'rnn'", "lstm", "gru"]),
     ("--observe half", ["--observe", "'half'", "full", "positions", "velocities"]),
     ("--recurrent --seq_len all", ["--seq_len", "'all'", "whole number of at least 1", "or 'full'"]),
-    ("--recurrent --seq_len full --burn_in 8", ["--burn_in with --seq_len full"]),
-    ("--policy PPO --recurrent --seq_len full --burn_in 8", ["--burn_in with --seq_len full"]),
+    ("--recurrent --seq_len full --burn_in 8", ["--burn_in 8 with --seq_len full", "add --burn_in 0"]),
+    ("--policy A2C --recurrent --burn_in 8", ["--burn_in 8 with --seq_len full", "--seq_len with a number"]),
     ("--recurrent_actor --critic_hidden zero --hidden_init stored", ["--critic_hidden zero needs a recurrent critic"]),
     ("--recurrent_critic --critic_hidden actor --hidden_init stored", ["--critic_hidden actor needs a recurrent actor"]),
     ("--recurrent --critic_hidden actor --hidden_init zero", ["--critic_hidden actor needs --hidden_init stored"]),
@@ -228,6 +228,10 @@ def test_help_lists_every_flag(policy, capsys):
     ("--policy PPO --recurrent --stored_precision float16", ["--stored_precision float16 is of no use to PPO", "rollout"]),
     ("--policy A2C --recurrent --hidden_refresh", ["--hidden_refresh is of no use to A2C", "forgotten"]),
     ("--policy A2C --recurrent --seq_len 16 --burn_in 2", ["--burn_in with --seq_len 16", "rollout of 16 steps", "smaller"]),
+    ("--hidden_size 9 --hidden_layers 0", ["--hidden_size is of no use with --hidden_layers 0"]),
+    ("--policy A2C --env CartPole-v1 --init_log_std 1", ["--init_log_std is of a Gaussian policy", "CartPole-v1 has discrete"]),
+    ("--record=", ["--record ''", "such as hopper/td3-v0"]),
+    ("--record a-v0 --checkpoint_freq 100", ["--checkpoint_freq is of no use with --record"]),
     ("--policy REINFORCE --no-baseline --recurrent_critic", ["--recurrent_critic needs the baseline"]),
     ("--policy REINFORCE --batch_size 3e5", ["--batch_size 300000 is more than --memory_size 100000"]),
     ("--policy REINFORCE --recurrent --hidden_init stored --hidden_refresh",
@@ -237,7 +241,7 @@ def test_help_lists_every_flag(policy, capsys):
     ("--buffer_on_device", ["--buffer_on_device needs --device cuda"]),
     ("--device cuda:0", ["--device 'cuda:0' is unknown"]),
     ("--env CartPole-v1", ["TD3 needs continuous actions", "CartPole-v1 has discrete ones", "--policy PPO"]),
-    ("--policy DDPG --env CartPole-v1", ["DDPG needs continuous actions", "--policy PPO"]),
+    ("--policy DDPG --env CartPole-v1", ["DDPG needs continuous actions", "--policy PPO or A2C or REINFORCE or R2D1"]),
     ("--env TestImage-v0", ["TestImage-v0", "Box(8, 8, 3)", "only a Box of one axis"]),
     ("--env TestDict-v0", ["TestDict-v0", "its observation is Dict", "only a Box of one axis"]),
     ("--policy PPO --env TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box"]),
@@ -606,17 +610,29 @@ def test_what_the_loop_gives_to_agent_and_buffer(tmp_path, monkeypatch):
             stored.append([np.array(x) for x in args])
             super().add(*args)
     monkeypatch.setattr(main, "Buffer", Recorder)
+    rows, cls = [], importlib.import_module("TD3").TD3
+    act = cls.act
+
+    def noted(agent, row, hidden, explore=True):
+        if explore:
+            rows.append(row.copy())
+        return act(agent, row, hidden, explore)
+    monkeypatch.setattr(cls, "act", noted)
     run(tmp_path, tiny("TD3", "TestCounter-v0", *RECURRENT, "--num_envs", "2", "--hidden_init", "stored"))
-    after = None
+    after = before = None
     for k, (state, action, reward, next_state, terminated, truncated, hidden, next_hidden) in enumerate(stored):
         episode, t = divmod(k, 5)
         assert np.all(state == 100 * (episode + 2) + t) and np.all(next_state == state + 1) and np.all(reward == t + 1)
         assert not terminated.any() and np.all(truncated == (t == 4))
         assert action.shape == (2, 1) and np.all(abs(action) <= 1)
         assert np.all(hidden == 0) if t == 0 else np.array_equal(hidden, after)
+        # What it acts from: the previous action and reward beside the observation, none at an episode's start
+        perceived = [np.zeros((2, 2))] if t == 0 else before
+        assert np.array_equal(rows[k], np.concatenate([state, *perceived], 1))
+        before = action, reward[:, None]
         assert next_hidden.any()                                       # memory advances in the random warm-up too
         after = next_hidden
-    assert len(stored) == 120
+    assert len(stored) == len(rows) == 120
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)

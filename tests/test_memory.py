@@ -18,7 +18,7 @@ OFF_POLICY = ["--start_timesteps", "1000", "--batch_size", "64", "--replay_ratio
               "--expl_noise", "0.5", "--eval_freq", "200"]
 SOFT = [flag for flag in OFF_POLICY if flag not in ("--expl_noise", "0.5")]
 ON_POLICY = ["--rollout_steps", "64", "--num_envs", "8", "--lr", "3e-3", "--epochs", "10", "--eval_freq", "512"]
-A2C = ["--rollout_steps", "12", "--num_envs", "8", "--lr", "5e-3", "--eval_freq", "512"]
+A2C = ["--rollout_steps", "12", "--num_envs", "8", "--max_timesteps", "20e3", "--lr", "3e-3", "--eval_freq", "512"]
 REINFORCE = ["--batch_size", "192", "--lr", "1e-2", "--eval_freq", "512", "--max_timesteps", "30e3"]
 R2D1 = ["--start_timesteps", "300", "--expl_timesteps", "1500", "--batch_size", "64", "--replay_ratio", "32", "--lr", "5e-3",
         "--target_freq", "50", "--n_steps", "1", "--eval_freq", "200"]
@@ -107,6 +107,10 @@ def test_the_task(delay, discrete):
             assert not truncated and terminated == (t == delay)
             assert reward == float(t == delay and good)
             assert observation[0] == 0 and observation[1] == (t + 1 == delay)
+    if not discrete:                                                   # the largest actions name no cue
+        env.reset(seed=0)
+        rewards = [env.step(np.array([0.9 * env.unwrapped.cue], np.float32))[1] for _ in range(delay + 1)]
+        assert not any(rewards)
     assert first[1] == 0 and 10 < np.sum(np.array(cues) == 1) < 30
 
 

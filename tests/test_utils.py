@@ -14,7 +14,7 @@ from scipy import stats
 
 import TD3
 from envs import EnvSpec
-from utils import MLP, Buffer, PrioritisedBuffer, adam, fail, load_checkpoint, masked_mean, save_checkpoint, soft_update
+from utils import MLP, Buffer, PrioritisedBuffer, adam, decay_lr, fail, load_checkpoint, masked_mean, save_checkpoint, soft_update
 
 ROOT = pathlib.Path(__file__).parent.parent
 # One-step episodes, long ones, one that the ring has cut, ones still running
@@ -462,6 +462,14 @@ def test_adam_trains_every_weight_once():
         trained = [id(p) for group in groups for p in group["params"]]
         assert sorted(trained) == sorted(id(p) for p in critic.parameters())
         assert all(group["lr"] == (expected if id(p) in core else 0.1) for group in groups for p in group["params"])
+
+
+def test_learning_rates_never_fall_below_zero():
+    """Several environments may step past max_timesteps before the last update."""
+    optimizer = adam(make_agent(TD3).critic, 0.1)
+    for remaining, expected in ((1, 0.1), (0.25, 0.025), (-0.01, 0)):
+        decay_lr([optimizer], remaining)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected])
 
 
 def test_soft_update():
