@@ -63,8 +63,8 @@ class Cue(gym.Env):
     """A task that only memory can solve. Ids: Cue10-v0, Cue30-v0, Cue100-v0 and CueDiscrete10-v0, ..., by their delay.
 
     Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; `delay` steps later, after delay - 1
-    blank ones, "choose now" is, and the action must name it: reward 1, else 0. Without memory the choice cannot depend on the cue,
-    so no policy does better than 1/2 on average.
+    blank ones, "choose now" is, and the action must name it: reward 1, else 0. Without memory the choice cannot depend on
+    the cue, so no policy does better than 1/2 on average.
 
     A continuous action names the cue by its sign, and counts only within +-0.8: were -1 and 1 the best actions, a tanh that
     ran there before the critic had learnt to remember would have no gradient left to come back by.

@@ -267,3 +267,16 @@ def check(config, given, module):
         fail("--buffer_on_device needs --device cuda; on the CPU the buffer is where it is used")
     if config["device"] == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: no CUDA device is available to this PyTorch; use --device cpu")
+
+
+def check_actions(run, cfg, discrete):
+    """Can the algorithm act in the environment? Exits with 2 and one line if not. discrete: are its actions?"""
+    def able(policy):
+        module = load_policy(policy)
+        return module.DISCRETE if discrete else getattr(module, "CONTINUOUS", True)
+    if not able(run.policy):
+        needs, has = ("continuous", "discrete") if discrete else ("discrete", "continuous")
+        fail(f"{run.policy} needs {needs} actions and {run.env} has {has} ones; use --policy "
+             f"{' or '.join(filter(able, POLICIES))}")
+    if discrete and vars(cfg).get("init_log_std") != defaults_of(type(cfg)).get("init_log_std"):
+        fail(f"--init_log_std is of a Gaussian policy, and {run.env} has discrete actions; leave it out")

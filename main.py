@@ -29,7 +29,7 @@ import export
 import video
 from checkpoint import UNREPEATABLE, Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
 from envs import env_spec, make_env, make_vector_env
-from flags import HANDLING, POLICIES, load_policy, parse
+from flags import HANDLING, check_actions, parse
 from logger import Logger
 from output import Results, commit, finished, versions
 from staleness import Staleness
@@ -333,14 +333,7 @@ def main(argv=None):
             export.check_free(run.export, run.overwrite)
         eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **observation)
         spec = env_spec(eval_env)
-        if spec.discrete and not module.DISCRETE:
-            fail(f"{run.policy} needs continuous actions and {run.env} has discrete ones; use --policy " +
-                 " or ".join(name for name in POLICIES if load_policy(name).DISCRETE))
-        if not spec.discrete and not getattr(module, "CONTINUOUS", True):
-            fail(f"{run.policy} needs discrete actions and {run.env} has continuous ones; use --policy " +
-                 " or ".join(name for name in POLICIES if getattr(load_policy(name), "CONTINUOUS", True)))
-        if spec.discrete and getattr(cfg, "init_log_std", None) != getattr(module.HyperParameters, "init_log_std", None):
-            fail(f"--init_log_std is of a Gaussian policy, and {run.env} has discrete actions; leave it out")
+        check_actions(run, cfg, spec.discrete)
         if offline and not run.test:
             if not cfg.dataset:
                 fail(f"{run.policy} trains from a recorded data set; add --dataset NAME")

@@ -52,7 +52,7 @@ from dataclasses import asdict, dataclass
 
 import checkpoint
 from envs import env_spec, make_env
-from flags import parse
+from flags import check_actions, parse
 from output import finished, run_name
 from utils import Parser, fail
 
@@ -132,11 +132,9 @@ def check(where, flags, seed, results_dir):
     try:
         with contextlib.redirect_stderr(said):
             run, cfg, module, _ = parse(words)
-            spec = spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout)
+            check_actions(run, cfg, spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout).discrete)
     except SystemExit:
         fail(f"{where}: {said.getvalue().strip().removeprefix('error: ')}; in {shlex.join(words)}")
-    if not (module.DISCRETE if spec.discrete else getattr(module, "CONTINUOUS", True)):
-        fail(f"{where}: {run.policy} cannot act in {run.env}, whose actions are {'discrete' if spec.discrete else 'continuous'}")
     path = os.path.join(results_dir, run_name(run, cfg, module))
     return Run([], path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
 
