@@ -47,7 +47,7 @@ from flags import NOT_LEARNING
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
-MAX_LINES = 8                                                          # in a figure of one panel
+MAX_LINES = 6                                                          # in a figure of one panel
 FAR = 2                                                                # runs so many times as long as others get a panel more
 BOOKKEEPING = {"seed"} | NOT_LEARNING
 NAMED = ["env", "observe", "flicker", "obs_noise", "sensor_dropout", "policy", "recurrent_actor", "recurrent_critic", "core"]
