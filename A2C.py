@@ -181,7 +181,7 @@ class A2C:
         # Optimize the actor
         self.optimize(self.actor_optimizer, self.actor, actor_loss)
 
-        # On-policy: what was learned from is forgotten, but for a past where the next windows' start state needs one
+        # On-policy: what was learned from is forgotten. Where windows start from zero, the rows to burn the next ones in stay
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 

@@ -8,8 +8,8 @@ Deliberate differences from the paper and common implementations:
 1. Actor and critic are separate networks; each may have a recurrent core (cores.py) that reads the history of observations
    and actions. Without one this is the textbook algorithm.
 2. The rollout is cut into windows of seq_len steps; minibatches shuffle windows, never the steps of one. What --burn_in reads
-   may lie before the rollout where windows start from zero; where they start from stored states, the one that a rollout begins
-   with is used as it is, for it was acted from, and the ratio has to begin at 1.
+   may lie before the rollout where windows start from zero. From stored states a rollout's first window starts from the state as
+   it was acted from, not burned in: the ratio has to begin at 1.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
 5. No value clipping; the spread of the Gaussian policy does not depend on the state; both as in the paper.
@@ -212,7 +212,7 @@ class PPO:
                 self.refresh_hidden(buffer)
                 rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
 
-        # On-policy: what was learned from is forgotten, but for a past where the next windows' start state needs one
+        # On-policy: what was learned from is forgotten. Where windows start from zero, the rows to burn the next ones in stay
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": torch.stack(critic_losses).mean(), "actor_loss": torch.stack(actor_losses).mean()}
 

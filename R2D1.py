@@ -66,16 +66,18 @@ def check(config):
     if actor_has_memory != critic_has_memory:
         raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
     if config["n_steps"] > 1 and not critic_has_memory:
-        raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, and a return no longer; leave "
-                         "it out")
+        raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, so returns are one-step ones; "
+                         "leave it out")
     if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
         raise ValueError(f"--n_steps {config['n_steps']} with --seq_len {config['seq_len']}: a window holds no such return; "
                          f"add --n_steps {config['seq_len']} or a smaller one, or choose a larger --seq_len")
+    if config["test"]:                                                 # a saved model's flags, which draw no windows any more
+        return
     for name in ("priority_max", "importance_exponent"):
         if config["priority_exponent"] == 0 and config[name] != getattr(HyperParameters, name):
             raise ValueError(f"--{name} is of no use with --priority_exponent 0, which draws windows uniformly; leave it out")
-    if config["priority_max"] != HyperParameters.priority_max and not critic_has_memory:
-        raise ValueError("--priority_max is of no use without a memory: a window is one step, with one error; leave it out")
+    if config["priority_max"] != HyperParameters.priority_max and config["seq_len"] == 1:
+        raise ValueError("--priority_max is of no use where a window is one step, with one error; leave it out")
 
 
 class QNetwork(nn.Module):

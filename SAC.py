@@ -36,7 +36,7 @@ class HyperParameters(MemoryFlags):
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target network follows", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
-    target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus their dimension)",
+    target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the actions' dimension)",
                                         low=-1e6)
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)

@@ -77,10 +77,13 @@ def check_free(name):
     if os.path.lexists(path):
         raise ValueError(f"--record: there is a data set '{name}' already; choose another name or version, or delete it "
                          f"(minari delete {name})")
+    inside = os.path.dirname(path)
+    while len(inside) > len(path) - len(name):                         # the folders of the name, none above
+        if os.path.isfile(os.path.join(inside, "data", "metadata.json")):
+            raise ValueError(f"--record: {inside} is a data set itself, and '{name}' would lie inside it; choose another name")
+        inside = os.path.dirname(inside)
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent) or "."
-    if os.path.isdir(os.path.join(parent, "data")):
-        raise ValueError(f"--record: {parent} is a data set itself, and '{name}' would lie inside it; choose another name")
     if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
         raise ValueError(f"--record: {path} cannot be written; set MINARI_DATASETS_PATH to another folder")
 
@@ -110,20 +113,25 @@ def save(env, name, policy, command):
         source = env
     except (ValueError, TypeError):                                    # registered as a class: that cannot be written down
         source = None
-    while os.path.lexists(find("record", name)):
-        stem, version = name.rsplit("-v", 1)
-        name = f"{stem}-v{int(version) + 1}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                            # it would like an author and a link
-            minari.create_dataset_from_buffers(
-                name, [EpisodeBuffer(id=i, **episode) for i, episode in enumerate(episodes)], source,
-                observation_space=env.observation_space, action_space=env.action_space, algorithm_name=policy,
-                description=f"{policy} in {env.spec.id}: {said}. Recorded by: {command}")
-    except (OSError, ValueError, RuntimeError) as error:               # a full disk; HDF5's errors are of several kinds
-        shutil.rmtree(find("record", name), ignore_errors=True)        # half a data set opens nowhere
-        print(f"error: data set {name} could not be written: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    written = False
+    while not written:
+        while os.path.lexists(find("record", name)):
+            stem, version = name.rsplit("-v", 1)
+            name = f"{stem}-v{int(version) + 1}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")                        # it would like an author and a link
+                minari.create_dataset_from_buffers(
+                    name, [EpisodeBuffer(id=i, **episode) for i, episode in enumerate(episodes)], source,
+                    observation_space=env.observation_space, action_space=env.action_space, algorithm_name=policy,
+                    description=f"{policy} in {env.spec.id}: {said}. Recorded by: {command}")
+            written = True
+        except (OSError, ValueError, RuntimeError) as error:           # a full disk; HDF5's errors are of several kinds
+            if "already exists" in str(error):                         # another run took the name this very moment
+                continue
+            shutil.rmtree(find("record", name), ignore_errors=True)    # half a data set opens nowhere
+            print(f"error: data set {name} could not be written: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(1)
     print(f"data set {name} written: {said}")
 
 

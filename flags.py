@@ -241,8 +241,8 @@ def check(config, given, module):
         fail(f"--burn_in with --seq_len {config['seq_len']}: a window is all of a rollout of {config['rollout_steps']} steps, "
              "and the stored state at its start is used as it is; choose a smaller --seq_len")
     if config["seq_len"] == "full" and config["burn_in"]:
-        fail(f"--burn_in {config['burn_in']} with --seq_len full: a full episode has no steps before it; add --burn_in 0, or "
-             "--seq_len with a number of steps")
+        fail(f"--burn_in {config['burn_in']} with --seq_len full: such windows are not burned in; add --burn_in 0, or --seq_len "
+             "with a number of steps")
     if config["critic_hidden"] != "own" and not critic:
         fail(f"--critic_hidden {config['critic_hidden']} needs a recurrent critic; add --recurrent_critic")
     if config["critic_hidden"] == "actor" and not actor:
@@ -278,5 +278,5 @@ def check_actions(run, cfg, discrete):
         needs, has = ("continuous", "discrete") if discrete else ("discrete", "continuous")
         fail(f"{run.policy} needs {needs} actions and {run.env} has {has} ones; use --policy "
              f"{' or '.join(filter(able, POLICIES))}")
-    if discrete and vars(cfg).get("init_log_std") != defaults_of(type(cfg)).get("init_log_std"):
+    if discrete and not run.test and vars(cfg).get("init_log_std") != defaults_of(type(cfg)).get("init_log_std"):
         fail(f"--init_log_std is of a Gaussian policy, and {run.env} has discrete actions; leave it out")

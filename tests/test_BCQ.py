@@ -659,7 +659,14 @@ def test_bad_flags_of_a_test(world, refused, tmp_path):
 def test_what_cannot_be_recorded(world, refused, tmp_path):
     record("TestMixed-v0", "mixed/random-v0", 20)
     refused([*ONLINE, "--record", "mixed/random-v0"], ["data set 'mixed/random-v0' already", "another name or version"])
-    refused([*ONLINE, "--record", "mixed/random-v0/more-v0"], ["is a data set itself", "choose another name"])
+    for name in ("mixed/random-v0/more-v0", "mixed/random-v0/data/more-v0"):
+        refused([*ONLINE, "--record", name], ["is a data set itself", "choose another name"])
+    record("TestMixed-v0", "data/random-v0", 20)                       # a folder of that name is none
+    data.check_free("other/random-v0")
+    (tmp_path / "data").mkdir(exist_ok=True)                           # nor is one above Minari's, which need not be there
+    os.environ["MINARI_DATASETS_PATH"] = str(tmp_path / "new" / "minari")
+    data.check_free("other/random-v0")
+    os.environ["MINARI_DATASETS_PATH"] = str(tmp_path / "minari")
     (tmp_path / "minari" / "file").write_text("mine")
     refused([*ONLINE, "--record", "file/random-v0"], ["cannot be written", "MINARI_DATASETS_PATH"])
 

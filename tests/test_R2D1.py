@@ -325,7 +325,7 @@ def test_waits_for_a_window():
     ("--recurrent_actor", ["one network", "--recurrent"]), ("--no-recurrent_critic --recurrent", ["one network"]),
     ("--n_steps 3", ["--n_steps 3", "without a memory"]), ("--recurrent --seq_len 4", ["--n_steps 5", "add --n_steps 4"]),
     ("--recurrent --seq_len full", ["--burn_in 16", "add --burn_in 0"]),
-    ("--priority_max 0.5", ["--priority_max", "without a memory"]),
+    ("--priority_max 0.5", ["--priority_max", "window is one step"]),
     ("--recurrent --priority_max 0.5 --priority_exponent 0", ["--priority_max", "--priority_exponent 0"]),
     ("--importance_exponent 0.5 --priority_exponent 0", ["--importance_exponent", "--priority_exponent 0"]),
     ("--recurrent --critic_hidden zero", ["--critic_hidden", "one memory"]),

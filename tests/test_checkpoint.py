@@ -179,6 +179,7 @@ CASES = [
     f"--policy PPO --env TestSwing-v0 {MEMORY} --staleness --flicker 0.1",
     "--policy PPO --env CartPole-v1 --num_envs 3 --entropy_coef 0.01 --no-lr_decay",
     "--policy A2C --env TestSwing-v0 --recurrent --seq_len 4 --burn_in 2 --core gru --staleness",
+    "--policy PPO --env TestSwing-v0 --recurrent --seq_len 4 --hidden_init zero --burn_in 6 --num_envs 2",
     "--policy A2C --env CartPole-v1",
     "--policy REINFORCE --env CartPole-v1 --recurrent --staleness --core mingru",
     "--policy REINFORCE --env TestSwing-v0 --no-baseline",

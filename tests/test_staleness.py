@@ -325,7 +325,7 @@ def test_a_run_is_not_disturbed(policy, tmp_path):
 def test_a_measurement_draws_no_random_number_of_the_runs(policy):
     agent, buffer, _ = play(policy, **STORED)
     if policy == "R2D1":
-        buffer.cut_windows(4)                                             # as the loop has asked for already
+        buffer.cut_windows(4)                                          # as the loop has asked for already
 
     def state():
         return str((torch.get_rng_state().tolist(), np.random.get_state(), buffer.rng.bit_generator.state, agent.steps,
