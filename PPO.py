@@ -148,7 +148,7 @@ class PPO:
 
         with torch.no_grad():
             # Old log-probabilities: of the actor that acted, from the states it acted from
-            acted_from = buffer.windows(cfg.seq_len).hidden[:, :self.actor.core.hidden_size]
+            acted_from = buffer.hidden[rollout.index[:, 0], :self.actor.core.hidden_size].to(self.device)
             old_policy, _ = self.actor(rollout.history[:, :-1], acted_from)
             old_log_prob = old_policy.log_prob(rollout.action)[..., None]       # (B, L, 1)
 

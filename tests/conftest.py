@@ -260,6 +260,19 @@ def poison(buffer, *batches):
     assert len(rows) < len(buffer.rows) and len(states) < len(buffer.hidden)
 
 
+def check_pace(agent, buffer, game, monkeypatch):
+    """start_timesteps=10, batch_size=16, replay_ratio=4: four times as many steps are trained on as are taken after the 10th."""
+    batches = spy(monkeypatch, buffer, "sample")
+    for _ in range(60):
+        game.play(1)
+        while agent.ready(buffer):
+            assert agent.steps > 10
+            agent.train(buffer)
+    assert agent.steps == 120
+    trained = sum(int(batch.mask.sum()) for batch in batches)          # counted here, not by the agent
+    assert abs(trained - 4 * (120 - 10)) <= 16 + 8 and len(batches) >= 20
+
+
 def check_stored_hidden(agent, buffer):
     """Read every stored row with the agent's own weights: the memory after it must be the one stored with the next row."""
     episodes = buffer.windows("full")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DISCRETE_SPEC, RECURRENT, Plain, Toy, make_agent, make_buffer, make_off_policy, poison, spy
+from conftest import DISCRETE_SPEC, RECURRENT, Plain, Toy, check_pace, make_agent, make_buffer, make_off_policy, poison, spy
 from scipy import stats
 
 import main
@@ -287,14 +287,7 @@ def test_learning_rates_fall_linearly():
 def test_pace(flags, monkeypatch):
     """As many stored steps are trained on per environment step as --replay_ratio says, whatever a window holds."""
     agent, buffer, game = filled(steps=0, start_timesteps=10, batch_size=16, replay_ratio=4, hidden_layers=0, **flags)
-    batches = spy(monkeypatch, buffer, "sample")
-    for _ in range(60):
-        game.play(1)
-        while agent.ready(buffer):
-            assert agent.steps > 10
-            agent.train(buffer)
-    trained = sum(int(batch.mask.sum()) for batch in batches)
-    assert agent.steps == 120 and abs(trained - 4 * (120 - 10)) <= 16 + 8 and len(batches) >= 20
+    check_pace(agent, buffer, game, monkeypatch)
 
 
 def test_the_buffer_holds_every_step():

@@ -13,6 +13,7 @@ from conftest import (
     Chain,
     Plain,
     Toy,
+    check_pace,
     check_stored_hidden,
     compare_updates,
     make_agent,
@@ -277,16 +278,7 @@ def test_pace(module, monkeypatch):
     for flags in (dict(seq_len=1), dict(seq_len=8, **RECURRENT)):
         agent = make_agent(module, start_timesteps=10, batch_size=16, replay_ratio=4, hidden_layers=0, **flags)
         buffer = make_buffer(agent)
-        game = Toy(agent, buffer, LENGTHS)
-        batches = spy(monkeypatch, buffer, "sample")
-        for _ in range(60):
-            game.play(1)
-            while agent.ready(buffer):
-                assert agent.steps > 10
-                agent.train(buffer)
-        assert agent.steps == 120
-        trained = sum(int(batch.mask.sum()) for batch in batches)      # counted here, not by the agent
-        assert abs(trained - 4 * (120 - 10)) <= 16 + 8 and len(batches) >= 20
+        check_pace(agent, buffer, Toy(agent, buffer, LENGTHS), monkeypatch)
 
 
 def test_the_buffer_holds_every_step(module):

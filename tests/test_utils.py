@@ -140,16 +140,22 @@ def test_truncated_is_not_terminated():
     assert seen == {"terminated", "truncated"}
 
 
+def check_rollout(buffer, game, steps):
+    """Play, and find just these steps in the buffer, each once. Returns them: (env, episode, t)."""
+    before = len(game.record)
+    game.play(steps)
+    stored = {(s.env, s.episode, s.t) for s in game.record[before:]}
+    assert len(buffer) == len(stored)
+    windows = check_windows(buffer.windows("full"), game, 0, stored)
+    assert {(s.env, s.episode, s.t) for steps in windows for s in steps} == stored
+    return stored
+
+
 def test_clear_forgets_steps_and_lets_running_episodes_go_on():
     """After a rollout: nothing is left of it but the newest row and hidden state of each running episode."""
     buffer, game = toy(100, 0)
     for steps in (14, 20, 1, 9):                                       # some streams at an episode's end, some within
-        before = len(game.record)
-        game.play(steps)
-        stored = {(s.env, s.episode, s.t) for s in game.record[before:]}
-        assert len(buffer) == len(stored)
-        windows = check_windows(buffer.windows("full"), game, 0, stored)
-        assert {(s.env, s.episode, s.t) for steps in windows for s in steps} == stored
+        stored = check_rollout(buffer, game, steps)
         check_windows(buffer.windows(3, 2), game, 2, stored)
         buffer.clear()
         assert len(buffer) == 0
@@ -161,12 +167,7 @@ def test_clear_keeps_a_past_to_burn_in(keep):
     buffer, game = toy(100, 0)
     pasts, kept = set(), set()
     for steps in (14, 20, 1, 9, 2):
-        before = len(game.record)
-        game.play(steps)
-        stored = {(s.env, s.episode, s.t) for s in game.record[before:]}
-        assert len(buffer) == len(stored)
-        windows = check_windows(buffer.windows("full"), game, 0, stored)
-        assert {(s.env, s.episode, s.t) for steps in windows for s in steps} == stored
+        stored = check_rollout(buffer, game, steps)
         for burn_in in (keep, keep + 2):
             check_windows(buffer.windows(3, burn_in), game, burn_in, stored, kept)
         pasts |= set(buffer.windows("full", 50).past_length.tolist())  # all that lies before the rollout
