@@ -63,7 +63,7 @@ class Results:
 
     def begin(self):
         """Start a new run's files in place of those of the same name."""
-        self.start = time.time()
+        self.start, self.cpu_start = time.time(), time.process_time()
         for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
             with contextlib.suppress(OSError):
                 os.remove(self.path + end)
@@ -87,17 +87,20 @@ class Results:
 
     def finish(self):
         """Returns whether it could be written."""
-        self.info.update(finished=True, seconds=round(time.time() - self.start, 1))
+        self.info.update(finished=True, seconds=round(time.time() - self.start, 1),
+                         cpu_seconds=round(time.process_time() - self.cpu_start, 1))
         self.write()
         return self.written
 
     def save(self):
         """For a checkpoint."""
-        return {"lines": self.lines, "seconds": time.time() - self.start, "resumed": self.info.get("resumed", [])}
+        return {"lines": self.lines, "seconds": time.time() - self.start, "cpu_seconds": time.process_time() - self.cpu_start,
+                "resumed": self.info.get("resumed", [])}
 
     def restore(self, saved, step):
         """Go on where a checkpoint was written: what was evaluated after it will be evaluated again."""
         self.lines, self.start = saved["lines"], time.time() - saved["seconds"]
+        self.cpu_start = time.process_time() - saved["cpu_seconds"]
         self.info["resumed"] = [*saved["resumed"], step]
         self.write()
 

@@ -40,6 +40,7 @@ import itertools
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
@@ -51,9 +52,11 @@ import tomllib
 from dataclasses import asdict, dataclass
 
 import checkpoint
+from cores import MemoryFlags
 from envs import env_spec, make_env
-from flags import check_actions, parse
+from flags import check_actions, defaults_of, parse
 from output import finished, run_name
+from support import tables
 from utils import Parser, fail
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -61,6 +64,7 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             "device": "cannot be chosen, a run gets one core and no GPU", "threads": "cannot be chosen, a run gets one core",
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
+NAMES = ("name", "without", "question")                                # of a case or an arm: no flags; plot.py's is the question
 # Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -78,6 +82,8 @@ class Run:
     attempts: int = 0
     began: float = 0.0          # the last attempt
     seconds: float = 0.0        # that all attempts took
+    case: str = ""              # of a study that has cases
+    arm: str = ""
 
 
 # ---------------------------------------------------------------------- the file
@@ -91,19 +97,37 @@ def read_study(path, results_dir):
         fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/pilot.toml")
     except ValueError as error:
         fail(f"{path} is not TOML: {error}")
-    seeds, common, arms = study.pop("seeds", None), study.pop("common", {}), study.pop("runs", None)
+    seeds, common = study.pop("seeds", None), study.pop("common", {})
+    arms, cases = study.pop("runs", None), study.pop("cases", [{}])
     if study:
-        fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common] and [[runs]]")
+        fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common], [[cases]] and [[runs]]")
     if not isinstance(seeds, list) or not seeds:
         fail(f"{path}: there are no seeds; add a list of them, such as seeds = [0, 1, 2], before all tables")
-    if not isinstance(common, dict) or not isinstance(arms, list) or not arms or not all(isinstance(arm, dict) for arm in arms):
-        fail(f"{path}: there must be one or more tables [[runs]], and at most one [common]")
+    if not isinstance(common, dict) or not all(isinstance(them, list) and them and all(isinstance(table, dict) for table in them)
+                                               for them in (arms, cases)):
+        fail(f"{path}: there must be one or more tables [[runs]], at most one [common], and [[cases]] only as tables")
+    names = [arm.get("name") for arm in arms]
+    if cases != [{}]:
+        for kind, its in (("runs", names), ("cases", [case.get("name") for case in cases])):
+            if not all(isinstance(name, str) and name for name in its) or len(set(its)) < len(its):
+                fail(f"{path}: where there are [[cases]], each table of [[{kind}]] needs a name of its own; add name = \"...\"")
 
     runs = {}
-    for seed, (number, arm) in itertools.product(seeds, enumerate(arms, 1)):
-        label = f"[[runs]] {number}" + (f" ({arm['name']})" if "name" in arm else "")
-        table = {k: v for k, v in common.items() if k not in arm} | {k: v for k, v in arm.items() if k != "name"}
-        for flags in combinations(table):
+    for case, seed, (number, arm) in itertools.product(cases, seeds, enumerate(arms, 1)):
+        for name in (without := case.get("without", [])):
+            if name not in names:
+                fail(f"{path}, case {case['name']}: without = [\"{name}\"], and no [[runs]] has that name")
+        if arm.get("name") in without:
+            continue
+        label = f"[[runs]] {number}" + (f" ({arm['name']})" if "name" in arm else "") + (f", {case['name']}" if case else "")
+        shared = {**common, **{k: v for k, v in case.items() if k not in NAMES}}
+        if case and not any(arm.get(name) for name in ("recurrent", "recurrent_actor", "recurrent_critic")):
+            shared = {k: v for k, v in shared.items() if k not in defaults_of(MemoryFlags)}
+        table = {k: v for k, v in shared.items() if k not in arm} | {k: v for k, v in arm.items() if k not in NAMES}
+        choices = combinations(table)
+        if case and len(choices) != 1:
+            fail(f"{path}, {label}: a list would make {len(choices)} runs of one arm and case; give each a table of its own")
+        for flags in choices:
             run = check(f"{path}, {label}", flags, seed, results_dir)
             other = runs.setdefault(run.path, run)
             for name, value in run.config.items():
@@ -111,6 +135,9 @@ def read_study(path, results_dir):
                     fail(f"{path}, {label}: a run with --{name} {value} has the same name as one of {other.arms[0]} with "
                          f"{other.config[name]}, {os.path.basename(run.path)}; make them equal")
             other.arms.append(label)
+            run.case, run.arm = case.get("name", ""), arm.get("name", "")
+            if case and other is not run:
+                fail(f"{path}, {label}: it is the same run as {other.arms[0]}; take one of the two out")
     return list(runs.values())
 
 
@@ -274,8 +301,8 @@ def last_line(run):
         return ""
 
 
-def go(runs, pool, retries, display):
-    """Run those that wait, until each is done or has failed. Returns the signal that stopped it, or None."""
+def go(runs, pool, retries, display, keep=lambda run: None):
+    """Run those that wait, until each is done or has failed, `keep` what is done. Returns the signal that stopped it, or None."""
     waiting, running, stopping = collections.deque(run for run in runs if run.state == "waiting"), 0, False
     with Stop() as stop:
         while running or waiting and not stopping:
@@ -291,6 +318,7 @@ def go(runs, pool, retries, display):
                 run.seconds += time.time() - run.began
                 if code == 0:
                     run.state, what = "done", f"done in {run.seconds / 60:.1f} min"
+                    keep(run)
                 elif code in (1, 2) or run.attempts > retries and not stop.signal:
                     run.state, what = "failed", f"failed ({why})"
                 else:                                                  # no fault of its own
@@ -333,14 +361,28 @@ def main(argv=None):
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         fail(f"--results_dir {folder} cannot be made: {error.strerror}; choose another")
+    order = list(dict.fromkeys(run.arm for run in runs))
+
+    def table(run):
+        return os.path.join(folder, re.sub(r"\W+", "_", run.case))
+
+    def keep(run):
+        if run.case:
+            with checkpoint.keep_going(f"the table of {run.case}"):
+                tables.collect(table(run), run.arm, order, run.path)
+    collected = {case: tables.collected(path) for case, path in {run.case: table(run) for run in runs if run.case}.items()}
     for run in runs:
         run.path = os.path.join(HERE, run.path)
-        if finished(run.path):
+        if run.case and os.path.basename(run.path) in collected[run.case]:
             run.state = "done"
+            tables.remove(run.path)                                    # if it was killed in between
+        elif finished(run.path):
+            run.state = "done"
+            keep(run)
     display, signal = Display(runs), None
     display.say(display.count())
     if any(run.state == "waiting" for run in runs):
-        signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display)
+        signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display, keep)
     display.say(f"{display.count()}; results are in {folder}")
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:

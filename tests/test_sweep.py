@@ -527,3 +527,106 @@ def test_stop_and_go_on(study, start_sweep, tmp_path):
     assert "\ngoing on from step " in log.read_text()
     once_more(log.stem, tmp_path / "again", "--max_timesteps", "2000")
     assert results(tmp_path / "again") == {log.stem: results(folder)[log.stem]}
+
+
+# ---------------------------------------------------------------------- cases, and their tables
+
+CASES = """
+    seeds = [3, 4]
+    [common]
+    policy = "PPO"
+    core_size = 4
+    [[cases]]
+    name = "the cue"
+    env = "Cue10-v0"
+    memory_input = "obs"
+    [[cases]]
+    name = "pole"
+    env = "CartPole-v1"
+    without = ["short"]
+    [[runs]]
+    name = "common"
+    question = "Q0"
+    recurrent = true
+    [[runs]]
+    name = "short"
+    recurrent_actor = true
+    seq_len = 8
+    [[runs]]
+    name = "none"
+    recurrent = false
+    """
+
+
+def test_a_case_is_finished_before_the_next_begins(study):
+    runs = sweep.read_study(study(CASES), "results")
+    assert [(run.case, run.config["seed"], run.arm) for run in runs] == [
+        *(("the cue", seed, arm) for seed in (3, 4) for arm in ("common", "short", "none")),
+        *(("pole", seed, arm) for seed in (3, 4) for arm in ("common", "none"))]
+
+
+def test_a_cases_flags_of_memory_are_for_the_arms_that_have_one(study):
+    read = {(run.case, run.arm): run.config for run in sweep.read_study(study(CASES), "results")}
+    assert [read["the cue", arm]["memory_input"] for arm in ("common", "short")] == ["obs", "obs"]
+    assert read["the cue", "short"]["core_size"] == 4 and not read["the cue", "none"]["recurrent_actor"]
+    assert "core_size" not in " ".join(sweep.read_study(study(CASES), "results")[2].words)
+
+
+@pytest.mark.parametrize("old,new,says", [
+    ('name = "pole"', 'name = "the cue"', ["[[cases]]", "a name of its own"]),
+    ('name = "short"', "", ["[[runs]]", "a name of its own"]),
+    ('without = ["short"]', 'without = ["brief"]', ["pole", "without", "brief"]),
+    ("seq_len = 8", "seq_len = [8, 16]", ["short", "2 runs of one arm"]),
+    ("seq_len = 8", "recurrent_critic = true", ["short", "the same run as", "common"])])
+def test_bad_cases(old, new, says, study, capsys, tmp_path):
+    path = study(CASES.replace(old, new))
+    refused([path, "--results_dir", str(tmp_path)], says, capsys)
+
+
+def test_a_finished_run_moves_into_the_tables_of_its_case(study, capsys, monkeypatch, tmp_path):
+    """Whatever the order in which runs finish, the tables are the same; a run that is in them is never run again."""
+    path, folder = study(CASES), tmp_path / "results"
+    planned = sweep.read_study(path, str(folder))
+
+    class Quick(Puppets):
+        def wait(self):
+            for run in self.running[:1]:
+                score = 10 * run.config["seed"] + len(run.arm)
+                with open(run.path + ".csv", "w") as file:
+                    file.write("step,episode,return,length,seconds\n" + "".join(
+                        f"{step},{i},{score + step + i},7,{step / 10}\n" for step in (0, 100) for i in (0, 2)))
+                with open(run.path + ".json", "w") as file:
+                    json.dump(dict(config=run.config | dict(eval_freq=100), finished=True, seconds=90, cpu_seconds=60,
+                                   commit="abc", versions=dict(torch="2", machine="this")), file)
+                if run.config["recurrent_critic"]:
+                    with open(run.path + ".staleness.csv", "w") as file:
+                        file.write("step,delta_q_first,delta_q_last,delta_hidden_first,delta_hidden_last\n104,0.5,0.25,1,\n")
+            return super().wait()
+
+    def sweep_all(pool):
+        monkeypatch.setattr(sweep, "Pool", lambda *args: pool)
+        with pytest.raises(SystemExit) as stop:
+            sweep.main([path, "--results_dir", str(folder)])
+        assert stop.value.code == 0
+        return {name: (folder / name).read_text() for name in sorted(os.listdir(folder))}
+    files = sweep_all(Quick())
+    assert list(files) == ["pole.csv", "pole.runs.csv", "the_cue.csv", "the_cue.runs.csv"]
+    head, *rows = files["the_cue.csv"].splitlines()
+    assert head == ("arm,seed,step,return_mean,return_std,length_mean,seconds,"
+                    "delta_q_first,delta_q_last,delta_hidden_first,delta_hidden_last")
+    assert rows[:4] == ["common,3,0,37,1,7,0,,,,", "common,3,100,137,1,7,10,0.5,0.25,1,",
+                        "common,4,0,47,1,7,0,,,,", "common,4,100,147,1,7,10,0.5,0.25,1,"] and len(rows) == 12
+    runs = files["pole.runs.csv"].splitlines()
+    assert runs[0].startswith("arm,seed,run,commit,torch,machine,minutes,cpu_minutes,resumed,policy,env,") and len(runs) == 5
+    assert runs[1].startswith(f"common,3,{os.path.basename(planned[6].path)},abc,2,this,1.5,1,0,PPO,CartPole-v1,")
+
+    monkeypatch.setattr(sweep, "Pool", None)                           # nothing is left to run
+    with pytest.raises(SystemExit):
+        sweep.main([path, "--results_dir", str(folder)])
+
+    pool = Quick()                                                     # killed after the tables were written: collected once more
+    pool.start(sweep.Run([], planned[6].path, [], planned[6].config, "running", arm="common"))
+    list(pool.wait())
+    with pytest.raises(SystemExit):
+        sweep.main([path, "--results_dir", str(folder)])
+    assert {name: (folder / name).read_text() for name in sorted(os.listdir(folder))} == files
