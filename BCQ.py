@@ -28,8 +28,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from cores import MemoryFlags, flag, make_core, start_hidden, window_start
-from utils import MLP, adam, masked_mean, soft_update, target_of
+from agent import Agent, MemoryFlags, flag
+from cores import make_core
+from networks import MLP, adam, optimize, soft_update
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Actor(nn.Module):
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_actor, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_actor, cfg, spec)
         self.phi, self.latent_dim = cfg.phi, 2 * spec.action_dim
         features, size, layers = self.core.feature_size, cfg.hidden_size, cfg.hidden_layers
         self.encoder = MLP(1, features + spec.action_dim, size, layers, 2 * self.latent_dim)
@@ -75,63 +76,56 @@ class Actor(nn.Module):
         """Latents to generate from: likely ones, so that the actions are, too (the authors' clip)."""
         return torch.randn(*shape, self.latent_dim, device=self.decoder.weights[0].device).clamp(-0.5, 0.5)
 
-    def encode(self, features, action, real=None):
-        """Mean and logarithm of the standard deviation of an action's latent, (B, L, latent_dim) each."""
-        mean, log_std = self.encoder(torch.cat([features, action], -1), real)[0].chunk(2, -1)
+    def encode(self, features, action):
+        """Mean and logarithm of the standard deviation of an action's latent, (N, latent_dim) each."""
+        mean, log_std = self.encoder(torch.cat([features, action], -1))[0].chunk(2, -1)
         return mean, log_std.clamp(-4, 15)
 
-    def decode(self, features, latent, real=None):
-        return torch.tanh(self.decoder(torch.cat([features, latent], -1), real)[0])     # (B, L, action_dim)
+    def decode(self, features, latent):
+        return torch.tanh(self.decoder(torch.cat([features, latent], -1))[0])   # (N, action_dim)
 
-    def perturb(self, features, action, real=None, mlp=None):
+    def perturb(self, features, action, mlp=None):
         """The action, moved by at most phi. mlp: do it with the target instead."""
-        change = (mlp or self.perturbation)(torch.cat([features, action], -1), real)[0]
-        return (action + self.phi * torch.tanh(change)).clamp(-1, 1)    # (B, L, action_dim)
+        change = (mlp or self.perturbation)(torch.cat([features, action], -1))[0]
+        return (action + self.phi * torch.tanh(change)).clamp(-1, 1)            # (N, action_dim)
 
 
 class Critic(nn.Module):
-    """Q-values of state and action. The core reads the history only; the action joins after it."""
+    """Q-values of state and action. The core reads the history only, the action joins after it."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_critic, cfg, spec)
         self.mlp = MLP(2, self.core.feature_size + spec.action_dim, cfg.hidden_size, cfg.hidden_layers, 1)
 
-    def head(self, features, action, real=None):
-        return self.mlp(torch.cat([features, action], -1), real)       # (2, B, L, 1)
+    def head(self, features, action):
+        return self.mlp(torch.cat([features, action], -1))                      # (2, N, 1)
 
-    def Q1(self, features, action, real=None):
-        return self.mlp(torch.cat([features, action], -1), real, n=1)[0]    # (B, L, 1)
-
-
-def repeat(x, n):
-    """One copy for each of n candidates: (B, L, dim) -> (n * B, L, dim)."""
-    return x.expand(n, *x.shape).flatten(0, 1)
+    def Q1(self, features, action):
+        return self.mlp(torch.cat([features, action], -1), n=1)[0]              # (N, 1)
 
 
-class BCQ:
+class BCQ(Agent):
+    offline = True
+
     def __init__(self, spec, cfg, seed=0, device="cpu"):
-        self.spec, self.cfg, self.device = spec, cfg, device
-        self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
-        self.perturbation_target, self.critic_target = target_of(self.actor.perturbation), target_of(self.critic)
+        super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
+        self.perturbation_target, self.critic_target = self.target_of(self.actor.perturbation), self.target_of(self.critic)
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # each of its weights gets one loss's gradient
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        self.hidden_size = self.actor.core.hidden_size + self.critic.core.hidden_size   # the critic chooses, so it remembers
-        self.stored_hidden_size = 0
+        self.critic_remembers = True                                            # it chooses among the actor's candidates
 
     @torch.no_grad()
     def act(self, history, hidden, explore=True):
-        """Act in N environments: history (N, row), hidden (N, hidden_size) -> action, next_hidden, as numpy arrays.
-
-        explore: makes no difference.
-        """
+        """As Agent.act. There is no exploration: `explore` makes no difference."""
         N, n = len(history), self.cfg.act_candidates
         history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
-        hidden_actor, hidden_critic = torch.as_tensor(hidden, device=self.device).tensor_split([self.actor.core.hidden_size], -1)
+        hidden_actor, hidden_critic = self.split(torch.as_tensor(hidden, device=self.device))
         actor_features, next_hidden_actor = self.actor.core(history, hidden_actor)
         critic_features, next_hidden_critic = self.critic.core(history, hidden_critic)
-        actor_features, critic_features = repeat(actor_features, n), repeat(critic_features, n)     # (n * N, 1, features)
-        latent = self.actor.act_latent.expand(n, N, 1, -1).flatten(0, 1)        # (n * N, 1, latent_dim)
+        # Of n candidates for each environment take the critic's favourite
+        actor_features, critic_features = actor_features[:, 0].repeat(n, 1), critic_features[:, 0].repeat(n, 1)
+        latent = self.actor.act_latent.expand(n, N, 1, -1).flatten(0, 2)        # (n * N, latent_dim)
         action = self.actor.perturb(actor_features, self.actor.decode(actor_features, latent))
         best = self.critic.Q1(critic_features, action).view(n, N).argmax(0)     # (N,)
         action = action.view(n, N, -1)[best, torch.arange(N)]                   # (N, action_dim)
@@ -139,89 +133,69 @@ class BCQ:
 
     def train(self, buffer):
         """One update."""
-        cfg, actor = self.cfg, self.actor
+        cfg, actor, n = self.cfg, self.actor, self.cfg.target_candidates
 
-        # Sample windows of recorded steps
-        batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
-        B, L = batch.mask.shape[:2]
-        history, mask = batch.history, batch.mask                               # (B, L + 1, row), (B, L, 1)
-        real = batch.real                                                       # heads skip padding
-        n = cfg.target_candidates
-        real_n = None if real is None else (real + B * L * torch.arange(n, device=self.device)[:, None]).flatten()
+        # Sample windows of recorded steps: their states, and the state after the last one
+        batch = self.sample(buffer)
+        N, history = batch.steps, batch.history                                 # (B, L + 1, row)
 
-        # Burn in: start states of every network at the windows' first step
-        hidden_actor, hidden_critic = start_hidden(batch, actor, self.critic, cfg)
-        _, start_critic = window_start(batch, actor, self.critic, cfg)
-        target_hidden_critic = self.critic_target.core.burn_in(batch.past, batch.past_length, start_critic)
+        # Burn in: each network's own memory at the windows' first step, without gradient
+        hidden_actor = self.start_hidden(batch, actor)                          # (B, hidden_dim)
+        hidden_critic = self.start_hidden(batch, self.critic)
+        target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
         # Compute the generative model's loss: how well it reconstructs the actions, and how far latents are from normal
         actor_features, _ = actor.core(history[:, :-1], hidden_actor)           # (B, L, features)
-        mean, log_std = actor.encode(actor_features, batch.action, real)        # (B, L, latent_dim)
+        actor_features = batch.pick(actor_features)                             # (N, features)
+        mean, log_std = actor.encode(actor_features, batch.action)              # (N, latent_dim)
         latent = mean + log_std.exp() * torch.randn_like(mean)
-        error = (actor.decode(actor_features, latent, real) - batch.action).square().mean(-1, keepdim=True)
-        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean(-1, keepdim=True)
-        vae_loss = masked_mean(error + cfg.kl_weight * divergence, mask)
+        error = (actor.decode(actor_features, latent) - batch.action).square().mean()
+        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean()
+        vae_loss = error + cfg.kl_weight * divergence
 
         # Optimize the generative model
-        self.actor_optimizer.zero_grad()
-        vae_loss.backward()
-        self.actor_optimizer.step()
+        optimize(self.actor_optimizer, vae_loss)
 
         with torch.no_grad():
-            # Unroll the actor, as it is now, once over the windows' states and their last next state; the target critic too
+            # Unroll the actor, as it is now, and the target critic over all of the history, and pick the real steps
             actor_features, _ = actor.core(history, hidden_actor)               # (B, L + 1, features)
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
+            next_features, critic_features = batch.pick(actor_features[:, 1:]), batch.pick(critic_features[:, 1:])
 
             # Generate n next actions, and perturb them by the target perturbation
-            features = repeat(actor_features[:, 1:], n)                         # (n * B, L, features)
-            next_action = actor.decode(features, actor.draw_latent(n * B, L), real_n)
-            next_action = actor.perturb(features, next_action, real_n, self.perturbation_target)
+            next_features = next_features.repeat(n, 1)                          # (n * N, features)
+            next_action = actor.decode(next_features, actor.draw_latent(n * N))
+            next_action = actor.perturb(next_features, next_action, self.perturbation_target)
 
             # Compute the target Q value: between the twins, nearer to the smaller; then the best of the n actions
-            target_Q = self.critic_target.head(repeat(critic_features[:, 1:], n), next_action, real_n)  # (2, n * B, L, 1)
+            target_Q = self.critic_target.head(critic_features.repeat(n, 1), next_action)   # (2, n * N, 1)
             target_Q = cfg.min_weight * target_Q.min(0).values + (1 - cfg.min_weight) * target_Q.max(0).values
-            target_Q = target_Q.view(n, B, L, 1).max(0).values
-            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (B, L, 1)
+            target_Q = target_Q.view(n, N, 1).max(0).values
+            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
         # Get the current Q estimates
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
-        current_Q = self.critic.head(critic_features, batch.action, real)       # (2, B, L, 1)
-        assert current_Q.shape[1:] == target_Q.shape == (B, L, 1)
+        current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)
+        assert current_Q.shape[-2:] == target_Q.shape
 
         # Compute the critic loss
-        critic_loss = masked_mean((current_Q - target_Q).square().sum(0), mask)
+        critic_loss = (current_Q - target_Q).square().sum(0).mean()
 
         # Optimize the critic
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward()
-        self.critic_optimizer.step()
+        optimize(self.critic_optimizer, critic_loss)
 
         # Compute the actor loss: the perturbation's, with the critic's features as they are now
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-            generated = actor.decode(actor_features[:, :-1], actor.draw_latent(B, L), real)
-        action = actor.perturb(actor_features[:, :-1], generated, real)         # (B, L, action_dim)
-        actor_loss = -masked_mean(self.critic.Q1(critic_features, action, real), mask)
+            actor_features = batch.pick(actor_features[:, :-1])                 # (N, features)
+            generated = actor.decode(actor_features, actor.draw_latent(N))      # (N, action_dim)
+        action = actor.perturb(actor_features, generated)
+        actor_loss = -self.critic.Q1(batch.pick(critic_features), action).mean()
 
-        # Optimize the perturbation alone
-        self.actor_optimizer.zero_grad()
-        actor_loss.backward(inputs=list(actor.perturbation.parameters()))
-        self.actor_optimizer.step()
+        # Optimize the perturbation: no other weight of the actor has a part in this loss
+        optimize(self.actor_optimizer, actor_loss)
 
         # Let the target networks follow
         soft_update(self.critic, self.critic_target, cfg.tau)
         soft_update(actor.perturbation, self.perturbation_target, cfg.tau)
         return {"vae_loss": vae_loss.detach(), "critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
-
-    def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps, (2, B, L, 1), from its core's features (B, L, features)."""
-        return self.critic.head(features, batch.action, batch.real)
-
-    def state_dict(self):
-        return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict()}
-
-    def load_state_dict(self, state):
-        self.actor.load_state_dict(state["actor"])
-        self.perturbation_target.load_state_dict(self.actor.perturbation.state_dict())
-        for network in (self.critic, self.critic_target):
-            network.load_state_dict(state["critic"])

@@ -4,10 +4,10 @@ Paper: Lillicrap et al., "Continuous Control with Deep Reinforcement Learning", 
 Run:   python main.py --policy DDPG --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and its reference code:
-1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions; without one
+1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    this is the textbook algorithm. The action joins after the critic's core, in its head.
-2. An update trains on windows of steps, (B, L), feed-forward on L = 1. `batch_size` and `replay_ratio` count steps, not
-   windows, and never padding, so both kinds of update learn from the same amount of data.
+2. An update trains on windows of steps, feed-forward on windows of one. `batch_size` and `replay_ratio` count steps, never
+   padding, so both kinds of update learn from the same amount of data.
 3. In the actor's loss no gradient passes through the critic's core: its features depend on the past alone.
 4. Gaussian exploration noise instead of Ornstein-Uhlenbeck, no batch or weight regularisation, and TD3's networks and
    hyper-parameters, so that `diff DDPG.py TD3.py` is the difference between the algorithms and nothing else.
@@ -18,22 +18,27 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from cores import MemoryFlags, flag, make_core, start_hidden
-from utils import MLP, adam, decay_lr, masked_mean, soft_update, target_of
+from agent import Agent, MemoryFlags, flag
+from cores import make_core
+from networks import MLP, adam, optimize, soft_update
 
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Exploration
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
+    # Replay. One update a step: on the hopper it learned faster than larger, rarer updates of the same cost
     batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
+    # Learning. Discount and rate suit PyBullet's hopper: with 0.99 it learns to stand still for the bonus of staying up
     lr: float = flag(6e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target networks follow", high=1)
+    # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(200_000, "steps in the environment, over all num_envs")
@@ -45,127 +50,96 @@ DISCRETE = False
 
 
 class Actor(nn.Module):
-    """Deterministic policy: history (B, L, row) -> action (B, L, action_dim) in [-1, 1]."""
+    """Deterministic policy. Its core reads the history, its head the core's features."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_actor, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_actor, cfg, spec)
         self.mlp = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, spec.action_dim)
 
-    def head(self, features, real=None):
-        return torch.tanh(self.mlp(features, real)[0])                 # (B, L, action_dim)
-
-    def forward(self, history, hidden, real=None):
-        features, next_hidden = self.core(history, hidden)
-        return self.head(features, real), next_hidden
+    def head(self, features):
+        return torch.tanh(self.mlp(features)[0])                                # (N, action_dim) in [-1, 1]
 
 
 class Critic(nn.Module):
-    """Q-value of state and action. The core reads the history only; the action joins after it."""
+    """Q-value of state and action. The core reads the history only, the action joins after it."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_critic, cfg, spec)
         self.mlp = MLP(1, self.core.feature_size + spec.action_dim, cfg.hidden_size, cfg.hidden_layers, 1)
 
-    def head(self, features, action, real=None):
-        return self.mlp(torch.cat([features, action], -1), real)[0]    # (B, L, 1)
+    def head(self, features, action):
+        return self.mlp(torch.cat([features, action], -1))[0]                   # (N, 1)
 
 
-class DDPG:
+class DDPG(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
-        self.spec, self.cfg, self.device = spec, cfg, device
-        self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
-        self.actor_target, self.critic_target = target_of(self.actor), target_of(self.critic)
+        super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
+        self.actor_target, self.critic_target = self.target_of(self.actor), self.target_of(self.critic)
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        # The critic's memory is advanced while acting only if windows start from it
-        self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own"
-        self.hidden_size = self.actor.core.hidden_size + self.critic_remembers * self.critic.core.hidden_size
-        self.stored_hidden_size = self.hidden_size if cfg.hidden_init == "stored" else 0
-        self.rng = np.random.default_rng(seed)
-        self.steps, self.steps_trained = 0, 0
 
-    def buffer_size(self):
-        return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)            # rows: at most two a step
-
-    @torch.no_grad()
-    def act(self, history, hidden, explore=True):
-        """Act in N environments: history (N, row), hidden (N, hidden_size) -> action, next_hidden, as numpy arrays.
-
-        The memory advances on every step, those with random actions included.
-        """
-        history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
-        hidden_actor, hidden_critic = torch.as_tensor(hidden, device=self.device).tensor_split([self.actor.core.hidden_size], -1)
-        action, next_hidden = self.actor(history, hidden_actor)
-        if self.critic_remembers:
-            next_hidden = torch.cat([next_hidden, self.critic.core(history, hidden_critic)[1]], -1)
-        action = action[:, 0].cpu().numpy()                                     # (N, action_dim)
+    def choose(self, features, explore):
+        action = self.actor.head(features).cpu().numpy()                        # (N, action_dim)
         if explore and self.steps < self.cfg.start_timesteps:
-            action = self.rng.uniform(-1, 1, action.shape).astype(np.float32)
+            action = self.rng.uniform(-1, 1, action.shape)
         elif explore:
-            noise = self.rng.normal(0, self.cfg.expl_noise, action.shape)
-            action = (action + noise).clip(-1, 1).astype(np.float32)
-        self.steps += explore * len(action)
-        return action, next_hidden.cpu().numpy()
-
-    def ready(self, buffer):
-        """Is an update due? As many as keep `replay_ratio` steps trained on per step in the environment."""
-        return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
+            action = (action + self.rng.normal(0, self.cfg.expl_noise, action.shape)).clip(-1, 1)
+        return action.astype(np.float32)
 
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
-        if cfg.lr_decay:
-            decay_lr((self.actor_optimizer, self.critic_optimizer), 1 - self.steps / cfg.max_timesteps)
+        self.decay_lr()
 
-        # Sample windows of stored steps
-        batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
-        B, L = batch.mask.shape[:2]
-        history, mask = batch.history, batch.mask                               # (B, L + 1, row), (B, L, 1)
-        real = batch.real                                                       # heads skip padding
-        self.steps_trained += batch.steps
+        # Sample windows of stored steps: their states, and the state after the last one
+        batch = self.sample(buffer)
+        history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: start states of every network at the windows' first step
-        hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
-        target_hidden_actor, target_hidden_critic = start_hidden(batch, self.actor_target, self.critic_target, cfg)
+        # Burn in: each network's own memory at the windows' first step, without gradient
+        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
+        hidden_critic = self.start_hidden(batch, self.critic)
+        target_hidden_actor = self.start_hidden(batch, self.actor_target)
+        target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
         with torch.no_grad():
-            # Unroll the target networks once over the windows' states and their last next state
-            actor_features, _ = self.actor_target.core(history, target_hidden_actor)     # (B, L + 1, features)
+            # Unroll the target networks over all of the history: a memory of the next state has read the states before it
+            actor_features, _ = self.actor_target.core(history, target_hidden_actor)    # (B, L + 1, features)
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
+            # Pick the real steps' next states, [:, 1:], and leave the padding of the windows behind
+            actor_features = batch.pick(actor_features[:, 1:])                  # (N, features)
+            critic_features = batch.pick(critic_features[:, 1:])
 
             # Select the next action according to the target policy
-            next_action = self.actor_target.head(actor_features[:, 1:], real)         # (B, L, action_dim)
+            next_action = self.actor_target.head(actor_features)                # (N, action_dim)
 
             # Compute the target Q value
-            target_Q = self.critic_target.head(critic_features[:, 1:], next_action, real)    # (B, L, 1)
-            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (B, L, 1)
+            target_Q = self.critic_target.head(critic_features, next_action)    # (N, 1)
+            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
         # Get the current Q estimates
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
-        current_Q = self.critic.head(critic_features, batch.action, real)       # (B, L, 1)
-        assert current_Q.shape == target_Q.shape == (B, L, 1)
+        current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (N, 1)
+        assert current_Q.shape[-2:] == target_Q.shape
 
         # Compute the critic loss
-        critic_loss = masked_mean((current_Q - target_Q).square(), mask)
+        critic_loss = (current_Q - target_Q).square().mean()
 
         # Optimize the critic
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward()
-        self.critic_optimizer.step()
+        optimize(self.critic_optimizer, critic_loss)
         losses = {"critic_loss": critic_loss.detach()}
 
-        # Compute the actor loss, with the critic's features as they are now
+        # Compute the actor loss, with the critic's features as they are now. No gradient passes through the critic's core:
+        # it has read the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-        action, _ = self.actor(history[:, :-1], hidden_actor, real)             # (B, L, action_dim)
-        actor_loss = -masked_mean(self.critic.head(critic_features, action, real), mask)
+        actor_features, _ = self.actor.core(history[:, :-1], hidden_actor)      # (B, L, features)
+        action = self.actor.head(batch.pick(actor_features))                    # (N, action_dim)
+        actor_loss = -self.critic.head(batch.pick(critic_features), action).mean()
 
-        # Optimize the actor alone
-        self.actor_optimizer.zero_grad()
-        actor_loss.backward(inputs=list(self.actor.parameters()))
-        self.actor_optimizer.step()
+        # Optimize the actor
+        optimize(self.actor_optimizer, actor_loss)
         losses["actor_loss"] = actor_loss.detach()
 
         # Let the target networks follow
@@ -173,27 +147,5 @@ class DDPG:
         soft_update(self.actor, self.actor_target, cfg.tau)
 
         # Refresh the stored hidden states of these windows with the new weights
-        self.refresh_hidden(buffer, batch, hidden_actor, hidden_critic)
+        self.refresh_hidden(buffer, batch)
         return losses
-
-    def refresh_hidden(self, buffer, batch, hidden_actor, hidden_critic):
-        """--hidden_refresh: write the windows' hidden states back, recomputed with the weights as they are now."""
-        if not self.cfg.hidden_refresh:
-            return
-        states = [self.actor.core.states(batch.history, hidden_actor)]          # (B, L + 1, hidden_size)
-        if self.critic_remembers:
-            states.append(self.critic.core.states(batch.history, hidden_critic))
-        buffer.write_hidden(batch, torch.cat(states, -1))
-
-    def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps, (B, L, 1), from its core's features (B, L, features)."""
-        return self.critic.head(features, batch.action, batch.real)
-
-    def state_dict(self):
-        return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict()}
-
-    def load_state_dict(self, state):
-        for network in (self.actor, self.actor_target):
-            network.load_state_dict(state["actor"])
-        for network in (self.critic, self.critic_target):
-            network.load_state_dict(state["critic"])

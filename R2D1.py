@@ -26,8 +26,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from cores import MemoryFlags, flag, make_core
-from utils import MLP, PrioritisedBuffer, adam, decay_lr, masked_mean, soft_update, target_of
+from agent import Agent, MemoryFlags, flag
+from cores import make_core
+from networks import MLP, adam, optimize, soft_update
+from utils import PrioritisedBuffer
 
 
 @dataclass
@@ -56,7 +58,6 @@ class HyperParameters(MemoryFlags):
 # What changes where the network is recurrent
 RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
 DISCRETE, CONTINUOUS = True, False
-BUFFER = PrioritisedBuffer
 UNUSED = {"critic_hidden": "its one network has one memory"}
 
 
@@ -81,18 +82,18 @@ def check(config):
 
 
 class QNetwork(nn.Module):
-    """Q-values of every action: history (B, L, row) -> (B, L, actions)."""
+    """Q-values of every action. Its core reads the history, its head the core's features."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_critic, cfg, spec)
         self.value = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, 1)
         self.advantage = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, spec.action_dim)
 
-    def head(self, features, real=None):
-        advantage = self.advantage(features, real)[0]                           # (B, L, actions)
+    def head(self, features):
+        advantage = self.advantage(features)[0]                                 # (N, actions)
         # Dueling: only differences between advantages mean anything, so their mean over the actions is zero
-        return self.value(features, real)[0] + advantage - advantage.mean(-1, keepdim=True)
+        return self.value(features)[0] + advantage - advantage.mean(-1, keepdim=True)
 
 
 def squash(x, epsilon=1e-3):
@@ -106,115 +107,101 @@ def unsquash(y, epsilon=1e-3):
     return y.sign() * (((root - 1) / (2 * epsilon)).square() - 1)
 
 
-class R2D1:
+class R2D1(Agent):
+    discrete, continuous = True, False
+    buffer_class = PrioritisedBuffer
+
     def __init__(self, spec, cfg, seed=0, device="cpu"):
-        self.spec, self.cfg, self.device = spec, cfg, device
-        self.actor = self.critic = QNetwork(spec, cfg).to(device)
-        self.critic_target = target_of(self.critic)
+        network = QNetwork(spec, cfg)
+        super().__init__(spec, cfg, seed, device, network, network)
+        self.critic_target = self.target_of(self.critic)
         self.optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.squash, self.unsquash = (squash, unsquash) if cfg.rescale else (lambda x: x, lambda y: y)
-        self.hidden_size = self.critic.core.hidden_size
-        self.stored_hidden_size = self.hidden_size if cfg.hidden_init == "stored" else 0
-        self.rng = np.random.default_rng(seed)
-        self.steps, self.steps_trained, self.updates = 0, 0, 0
+        self.updates = 0
 
-    def buffer_size(self):
-        return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)            # rows: at most two a step
-
-    @torch.no_grad()
-    def act(self, history, hidden, explore=True):
-        """Act in N environments: history (N, row), hidden (N, hidden_size) -> action (one-hot), next_hidden, as numpy arrays.
-
-        The memory advances on every step, those with random actions included.
-        """
-        cfg = self.cfg
-        history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
-        features, next_hidden = self.critic.core(history, torch.as_tensor(hidden, device=self.device))
-        choice = self.critic.head(features)[:, 0].argmax(-1).cpu().numpy()      # (N,)
+    def choose(self, features, explore):
+        cfg, actions = self.cfg, self.spec.action_dim
+        choice = self.critic.head(features).argmax(-1).cpu().numpy()            # (N,)
         if explore:
             fallen = min(1, max(0, self.steps - cfg.start_timesteps) / cfg.expl_timesteps)
             rate = 1 - fallen * (1 - cfg.expl_rate)
-            random = self.rng.integers(self.spec.action_dim, size=choice.shape)
+            random = self.rng.integers(actions, size=choice.shape)
             choice = np.where(self.rng.random(choice.shape) < rate, random, choice)
-            self.steps += len(choice)
-        action = np.eye(self.spec.action_dim, dtype=np.float32)[choice]         # (N, actions)
-        return action, next_hidden.cpu().numpy()
+        return np.eye(actions, dtype=np.float32)[choice]                        # (N, actions), one-hot
 
     def ready(self, buffer):
-        """Is an update due? As many as keep `replay_ratio` steps trained on per step in the environment."""
-        due = (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
-        return due and buffer.cut_windows(self.cfg.seq_len)                     # is there one yet?
+        """Is an update due? At the pace of `replay_ratio`, once there is a window to draw."""
+        return super().ready(buffer) and buffer.cut_windows(self.cfg.seq_len)
 
-    def burn_in(self, network, batch):
-        """A network's start states at the windows' first step, (B, hidden_size), without gradient."""
-        hidden = batch.hidden if self.cfg.hidden_init == "stored" else \
-            batch.history.new_zeros(len(batch.history), self.hidden_size)
-        return network.core.burn_in(batch.past, batch.past_length, hidden)
+    def values(self, features, batch):
+        return self.critic.head(features)                                       # (N, actions), squashed
 
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
+        self.decay_lr()
         self.updates += 1
-        if cfg.lr_decay:
-            decay_lr((self.optimizer,), 1 - self.steps / cfg.max_timesteps)
 
         # Sample windows of stored steps, those with a large error more often
-        batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
-        B, L = batch.mask.shape[:2]
-        history, mask = batch.history, batch.mask                               # (B, L + 1, row), (B, L, 1)
-        self.steps_trained += batch.steps
-        # The heads run over the windows' states and their last next state, and skip padding
-        seen = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)               # (B, L + 1, 1)
-        real = None if seen.all() else seen.flatten().nonzero()[:, 0]
+        batch = self.sample(buffer)
+        history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: start states of both networks at the windows' first step
-        hidden, target_hidden = self.burn_in(self.critic, batch), self.burn_in(self.critic_target, batch)
+        # Burn in: each network's own memory at the windows' first step, without gradient
+        hidden = self.start_hidden(batch, self.critic)                          # (B, hidden_dim)
+        target_hidden = self.start_hidden(batch, self.critic_target)
+
+        # Pick the real rows: a window of l steps has l states and one after them, so there are N + B in all
+        length = batch.mask.sum(1)                                              # (B,)
+        window = torch.arange(len(length), device=self.device).repeat_interleave(length)        # (N,): whose step it is
+        row = torch.arange(history.shape[1], device=self.device)
+        real = row <= length[:, None]                                           # (B, L + 1)
 
         # Unroll once over the windows' states and their last next state
         features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
-        Q = self.critic.head(features, real)                                    # (B, L + 1, actions)
+        Q = self.critic.head(features[real])                                    # (N + B, actions)
 
         with torch.no_grad():
             # Unroll the target network over the same
             target_features, _ = self.critic_target.core(history, target_hidden)
 
             # Double Q: the action that the online network would choose, valued by the target network
-            next_action = Q.argmax(-1, keepdim=True)                            # (B, L + 1, 1)
-            next_Q = self.critic_target.head(target_features, real).gather(-1, next_action)
-            next_Q = self.unsquash(next_Q)                                      # (B, L + 1, 1)
+            next_action = Q.argmax(-1, keepdim=True)                            # (N + B, 1)
+            next_Q = self.critic_target.head(target_features[real]).gather(-1, next_action)
+            next_Q = self.unsquash(next_Q)                                      # (N + B, 1)
 
-            # Look n steps ahead, but no further than the state after the window's last step
-            length = mask.sum(1, keepdim=True)                                  # (B, 1, 1)
-            step = torch.arange(L, device=self.device)[None, :, None]           # (1, L, 1)
-            ahead = torch.minimum(step + cfg.n_steps, length)                   # (B, L, 1), an index into L + 1 states
-            not_done = batch.not_done.gather(1, ahead - 1)                      # an episode terminates at a window's end only
+            # Look n steps ahead, but no further than the state after the window's last step. Before the window of step i there
+            # are window[i] states more than steps
+            i = torch.arange(batch.steps, device=self.device)                   # (N,)
+            left = length.cumsum(0)[window] - i                                 # (N,): steps of the window from this one on
+            n = left.clamp(max=cfg.n_steps)
+            not_done = batch.not_done[i + n - 1]                                # an episode terminates at a window's end only
 
             # Compute the n-step return
-            reward, rewards = torch.where(mask, batch.reward, 0), torch.zeros_like(batch.reward)
-            for k in range(min(cfg.n_steps, L)):
-                rewards[:, :L - k] += cfg.discount ** k * reward[:, k:]
+            rewards = torch.zeros_like(batch.reward)                            # (N, 1)
+            for k in range(min(cfg.n_steps, batch.mask.shape[1])):
+                rewards += cfg.discount ** k * torch.where(k < n, batch.reward[:, 0].roll(-k), 0)[:, None]
 
             # Compute the target Q value
-            target_Q = rewards + not_done * cfg.discount ** (ahead - step) * next_Q.gather(1, ahead)
-            target_Q = self.squash(target_Q)                                    # (B, L, 1)
+            target_Q = rewards + not_done * (cfg.discount ** n)[:, None] * next_Q[i + window + n]
+            target_Q = self.squash(target_Q)                                    # (N, 1)
 
         # Get the current Q estimates
-        current_Q = (Q[:, :-1] * batch.action).sum(-1, keepdim=True)            # (B, L, 1): the action is one-hot
+        current_Q = (Q[i + window] * batch.action).sum(-1, keepdim=True)        # (N, 1): the action is one-hot
         error = target_Q - current_Q
-        assert current_Q.shape == target_Q.shape == (B, L, 1)
+        assert current_Q.shape == target_Q.shape
 
         # Compute the loss, where a window counts the less the more often it is drawn
-        weight = buffer.importance(batch, cfg.importance_exponent)[:, None, None]       # (B, 1, 1)
-        critic_loss = masked_mean(weight * error.square(), mask)
+        weight = buffer.importance(batch, cfg.importance_exponent)[window, None]        # (N, 1)
+        critic_loss = (weight * error.square()).mean()
 
         # Optimize the network
-        self.optimizer.zero_grad()
-        critic_loss.backward()
-        self.optimizer.step()
+        optimize(self.optimizer, critic_loss)
 
         # Renew the windows' priorities: a mix of the largest and the mean error
-        size = torch.where(mask, error.detach().abs(), 0)
-        priority = cfg.priority_max * size.amax((1, 2)) + (1 - cfg.priority_max) * size.sum((1, 2)) / length[:, 0, 0]   # (B,)
+        size = error.detach().abs()[:, 0]                                       # (N,)
+        largest = size.new_zeros(len(length)).scatter_reduce(0, window, size, "amax")           # (B,)
+        mean = size.new_zeros(len(length)).index_add(0, window, size) / length
+        priority = cfg.priority_max * largest + (1 - cfg.priority_max) * mean
         buffer.set_priority(batch, (priority + 1e-6) ** cfg.priority_exponent)  # none is zero: it would never be drawn again
 
         # Let the target network follow
@@ -222,17 +209,5 @@ class R2D1:
             soft_update(self.critic, self.critic_target, 1)
 
         # Refresh the stored hidden states of these windows with the new weights
-        if cfg.hidden_refresh:
-            buffer.write_hidden(batch, self.critic.core.states(history, hidden))
+        self.refresh_hidden(buffer, batch)
         return {"critic_loss": critic_loss.detach()}
-
-    def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps, (B, L, actions), from its core's features; squashed."""
-        return self.critic.head(features, batch.real)
-
-    def state_dict(self):
-        return {"critic": self.critic.state_dict()}
-
-    def load_state_dict(self, state):
-        for network in (self.critic, self.critic_target):
-            network.load_state_dict(state["critic"])

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn as nn
-from torch.distributions import Independent, Normal, OneHotCategorical
 
-from cores import MemoryFlags, flag, make_core, start_hidden
-from utils import MLP, adam, decay_lr, masked_mean
+from agent import Agent, MemoryFlags, flag
+from cores import make_core
+from networks import MLP, adam, begin_near_zero, distribution, optimize, to_array
 
 
 @dataclass
@@ -59,36 +59,29 @@ def check(config):
 
 
 class Actor(nn.Module):
-    """Stochastic policy: history (B, L, row) -> distribution over actions (B, L, action_dim)."""
+    """Stochastic policy. Its core reads the history, its head the core's features."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_actor, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_actor, cfg, spec)
         self.mlp = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, spec.action_dim)
-        with torch.no_grad():                                          # begin near the centre: all actions alike
-            self.mlp.weights[-1].mul_(0.01)
-            self.mlp.biases[-1].zero_()
+        begin_near_zero(self.mlp)
         self.log_std = None if spec.discrete else nn.Parameter(torch.full((spec.action_dim,), cfg.init_log_std))
 
-    def forward(self, history, hidden, real=None):
-        features, next_hidden = self.core(history, hidden)
-        output = self.mlp(features, real)[0]                           # (B, L, action_dim)
-        if self.log_std is None:
-            return OneHotCategorical(logits=output, validate_args=False), next_hidden
-        return Independent(Normal(output, self.log_std.exp(), validate_args=False), 1, validate_args=False), next_hidden
+    def head(self, features):
+        return distribution(self.mlp(features)[0], self.log_std)                # over actions (N, action_dim)
 
 
 class Critic(nn.Module):
-    """State value, divided by the running scale of returns: history (B, L, row) -> (B, L, 1)."""
+    """Value of a state, divided by the running scale of returns."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_critic, cfg, spec)
         self.mlp = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, 1)
 
-    def forward(self, history, hidden, real=None):
-        features, next_hidden = self.core(history, hidden)
-        return self.mlp(features, real)[0], next_hidden
+    def head(self, features):
+        return self.mlp(features)[0]                                            # (N, 1)
 
 
 def returns_to_go(reward, end, value_after, discount):
@@ -107,105 +100,77 @@ def returns_to_go(reward, end, value_after, discount):
     return returns
 
 
-class REINFORCE:
+class REINFORCE(Agent):
+    numbers = ("return_scale",)
+
     def __init__(self, spec, cfg, seed=0, device="cpu"):
-        self.spec, self.cfg, self.device = spec, cfg, device
-        self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
+        super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        # The critic's memory is advanced while acting only if windows start from it
-        self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own"
-        self.hidden_size = self.actor.core.hidden_size + self.critic_remembers * self.critic.core.hidden_size
-        self.stored_hidden_size = self.hidden_size if cfg.hidden_init == "stored" else 0
         self.return_scale = 1.0
-        self.steps = 0
 
-    def buffer_size(self):
-        return 2 * self.cfg.memory_size                                 # rows: at most two a step
+    def choose(self, features, explore):
+        policy = self.actor.head(features)
+        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim)
 
-    @torch.no_grad()
-    def act(self, history, hidden, explore=True):
-        """Act in N environments: history (N, row), hidden (N, hidden_size) -> action, next_hidden, as numpy arrays."""
-        history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
-        hidden_actor, hidden_critic = torch.as_tensor(hidden, device=self.device).tensor_split([self.actor.core.hidden_size], -1)
-        policy, next_hidden = self.actor(history, hidden_actor)
-        if self.critic_remembers:
-            next_hidden = torch.cat([next_hidden, self.critic.core(history, hidden_critic)[1]], -1)
-        action = policy.sample() if explore else policy.mode                    # (N, 1, action_dim)
-        self.steps += explore * len(action)
-        return action[:, 0].cpu().numpy(), next_hidden.cpu().numpy()
+    def values(self, features, batch):
+        return self.critic.head(features)                                       # (N, 1)
 
     def ready(self, buffer):
         """Is an update due? At an episode's end, when there are enough steps."""
         return len(buffer) >= self.cfg.batch_size and not buffer.running.any()
 
+    def buffer_size(self):
+        """Rows of the buffer: a step takes at most two."""
+        return 2 * self.cfg.memory_size
+
     def train(self, buffer):
         """One update, a single gradient step on whole episodes, which are then forgotten."""
         cfg = self.cfg
-        if cfg.lr_decay:
-            decay_lr((self.actor_optimizer, self.critic_optimizer), 1 - self.steps / cfg.max_timesteps)
+        self.decay_lr()
 
         # Cut the episodes into windows, in order of time
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)
-        B, L = batch.mask.shape[:2]
-        history, mask, real = batch.history, batch.mask, batch.real             # (B, L + 1, row), (B, L, 1)
+        history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: start states of both networks at the windows' first step
-        hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
+        # Burn in: each network's own memory at the windows' first step, without gradient
+        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
+        hidden_critic = self.start_hidden(batch, self.critic)
 
-        # Values of the windows' states and of their last next state, in one unroll; the gradient is for the former
-        value, _ = self.critic(history, hidden_critic)                          # (B, L + 1, 1), over return_scale
+        # Unroll the baseline once over the windows' states and their last next state; the gradient is for the values of states
+        features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
+        value = self.critic.head(batch.pick(features[:, :-1]))                  # (N, 1), over return_scale
+        with torch.no_grad():
+            next_value = self.critic.head(batch.pick(features[:, 1:]))          # (N, 1)
 
-        # Returns, step by step in order of time over all windows
-        def flat(x):
-            return x[mask].detach().cpu().numpy().astype(np.float64)
-        flat_value = flat(value[:, :-1]) * self.return_scale * cfg.baseline     # (steps,)
-        value_after = flat(value[:, 1:]) * self.return_scale * cfg.baseline * flat(batch.not_done)
-        flat_return = returns_to_go(flat(batch.reward), flat(batch.end), value_after, cfg.discount)
-        flat_advantage = flat_return - flat_value
-        self.return_scale += 0.1 * (np.sqrt(np.mean(flat_return ** 2)) + 1e-6 - self.return_scale)
-        advantage, target_value = torch.zeros_like(batch.reward), torch.zeros_like(batch.reward)    # (B, L, 1)
-        advantage[mask] = torch.as_tensor(flat_advantage / self.return_scale).to(advantage)
-        target_value[mask] = torch.as_tensor(flat_return / self.return_scale).to(target_value)
+        # Compute returns and advantages, in order of time
+        scale = self.return_scale * cfg.baseline
+        returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * scale * batch.not_done), cfg.discount)     # (N,)
+        advantage = returns - to_array(value * scale)[0]
+
+        # Divide both by the running scale of returns
+        self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
+        advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
         # Compute the baseline's loss
-        current_value = value[:, :-1]                                           # (B, L, 1)
-        assert current_value.shape == target_value.shape == (B, L, 1)
-        critic_loss = masked_mean((current_value - target_value).square(), mask)
+        assert value.shape == target_value.shape
+        critic_loss = (value - target_value).square().mean()
 
         # Optimize the baseline
         if cfg.baseline:
-            self.optimize(self.critic_optimizer, self.critic, critic_loss)
+            optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)
 
         # Compute the actor loss: policy gradient, and a bonus for entropy
-        policy, _ = self.actor(history[:, :-1], hidden_actor, real)             # the head skips padding
-        log_prob = policy.log_prob(batch.action)[..., None]                     # (B, L, 1)
-        entropy = policy.entropy()[..., None].expand_as(log_prob)               # (B, L, 1)
+        features, _ = self.actor.core(history[:, :-1], hidden_actor)            # (B, L, features)
+        policy = self.actor.head(batch.pick(features))
+        log_prob = policy.log_prob(batch.action)[:, None]                       # (N, 1)
         assert log_prob.shape == advantage.shape
-        actor_loss = -masked_mean(log_prob * advantage + cfg.entropy_coef * entropy, mask)
+        actor_loss = -(log_prob * advantage).mean() - cfg.entropy_coef * policy.entropy().mean()
 
         # Optimize the actor
-        self.optimize(self.actor_optimizer, self.actor, actor_loss)
+        optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)
 
         # On-policy: what was learned from is forgotten
         buffer.clear()
         losses = {"critic_loss": critic_loss.detach()} if cfg.baseline else {}
         return {**losses, "actor_loss": actor_loss.detach()}
-
-    def optimize(self, optimizer, network, loss):
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), self.cfg.max_grad_norm)
-        optimizer.step()
-
-    def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps, (B, L, 1), from its core's features (B, L, features)."""
-        return self.critic.mlp(features, batch.real)[0]
-
-    def state_dict(self):
-        return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict(), "return_scale": float(self.return_scale)}
-
-    def load_state_dict(self, state):
-        self.actor.load_state_dict(state["actor"])
-        self.critic.load_state_dict(state["critic"])
-        self.return_scale = state["return_scale"]

@@ -4,10 +4,10 @@ Paper: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 (t
 Run:   python main.py --policy SAC --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and its reference code:
-1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions; without one
+1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    this is the textbook algorithm. The twin Q-heads share one critic core, and the action joins after it, in the heads.
-2. An update trains on windows of steps, (B, L), feed-forward on L = 1. `batch_size` and `replay_ratio` count steps, not
-   windows, and never padding, so both kinds of update learn from the same amount of data.
+2. An update trains on windows of steps, feed-forward on windows of one. `batch_size` and `replay_ratio` count steps, never
+   padding, so both kinds of update learn from the same amount of data.
 3. In the actor's loss no gradient passes through the critic's core: its features depend on the past alone.
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
 5. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
@@ -20,17 +20,21 @@ import torch
 import torch.nn as nn
 from torch.nn.functional import softplus
 
-from cores import MemoryFlags, flag, make_core, start_hidden, window_start
-from utils import MLP, adam, decay_lr, masked_mean, soft_update, target_of
+from agent import Agent, MemoryFlags, flag
+from cores import make_core
+from networks import MLP, adam, optimize, soft_update
 
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Exploration
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
+    # Replay. One update a step: on the hopper it learned faster than larger, rarer updates of the same cost
     batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
+    # Learning. Discount and rate suit PyBullet's hopper: with 0.99 it learns to stand still for the bonus of staying up
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
@@ -38,6 +42,7 @@ class HyperParameters(MemoryFlags):
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
     target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the actions' dimension)",
                                         low=-1e6)
+    # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(300_000, "steps in the environment, over all num_envs")
@@ -49,21 +54,21 @@ DISCRETE = False
 
 
 class Actor(nn.Module):
-    """Stochastic policy, a Gaussian squashed by tanh: history (B, L, row) -> action (B, L, action_dim) in [-1, 1]."""
+    """Stochastic policy, a Gaussian squashed by tanh. Its core reads the history, its head the core's features."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_actor, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_actor, cfg, spec)
         self.mlp = MLP(1, self.core.feature_size, cfg.hidden_size, cfg.hidden_layers, 2 * spec.action_dim)
 
-    def head(self, features, real=None):
-        """Mean and logarithm of the standard deviation before the tanh, (B, L, action_dim) each."""
-        mean, log_std = self.mlp(features, real)[0].chunk(2, -1)
+    def head(self, features):
+        """Mean and logarithm of the standard deviation before the tanh, (N, action_dim) each."""
+        mean, log_std = self.mlp(features)[0].chunk(2, -1)
         return mean, log_std.clamp(-20, 2)
 
-    def sample(self, features, real=None):
-        """An action (B, L, action_dim) and its log-probability (B, L, 1). Gradients pass through both."""
-        mean, log_std = self.head(features, real)
+    def sample(self, features):
+        """An action (N, action_dim) and its log-probability (N, 1). Gradients pass through both."""
+        mean, log_std = self.head(features)
         noise = torch.randn_like(mean)
         before_tanh = mean + log_std.exp() * noise
         # Paper, equation 26: the Gaussian's density, less what tanh does to a volume: log(1 - tanh(u)^2), written such
@@ -74,150 +79,98 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q-values of state and action. The core reads the history only; the action joins after it."""
+    """Q-values of state and action. The core reads the history only, the action joins after it."""
 
     def __init__(self, spec, cfg):
         super().__init__()
-        self.core = make_core(cfg.recurrent_critic, cfg, spec.state_dim, spec.action_dim)
+        self.core = make_core(cfg.recurrent_critic, cfg, spec)
         self.mlp = MLP(2, self.core.feature_size + spec.action_dim, cfg.hidden_size, cfg.hidden_layers, 1)
 
-    def head(self, features, action, real=None):
-        return self.mlp(torch.cat([features, action], -1), real)       # (2, B, L, 1)
+    def head(self, features, action):
+        return self.mlp(torch.cat([features, action], -1))                      # (2, N, 1)
 
 
-class SAC:
+class SAC(Agent):
+    numbers = ("log_alpha",)
+
     def __init__(self, spec, cfg, seed=0, device="cpu"):
-        self.spec, self.cfg, self.device = spec, cfg, device
-        self.actor, self.critic = Actor(spec, cfg).to(device), Critic(spec, cfg).to(device)
-        self.critic_target = target_of(self.critic)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.init_alpha), device=device))
-        self.target_entropy = -spec.action_dim if cfg.target_entropy is None else cfg.target_entropy
+        super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
+        self.critic_target = self.target_of(self.critic)
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.init_alpha), device=device))
         self.alpha_optimizer = torch.optim.Adam([{"params": [self.log_alpha], "initial_lr": cfg.lr}], cfg.lr)
-        # The critic's memory is advanced while acting only if windows start from it
-        self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own"
-        self.hidden_size = self.actor.core.hidden_size + self.critic_remembers * self.critic.core.hidden_size
-        self.stored_hidden_size = self.hidden_size if cfg.hidden_init == "stored" else 0
-        self.rng = np.random.default_rng(seed)
-        self.steps, self.steps_trained = 0, 0
+        self.target_entropy = -spec.action_dim if cfg.target_entropy is None else cfg.target_entropy
 
-    def buffer_size(self):
-        return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)            # rows: at most two a step
-
-    @torch.no_grad()
-    def act(self, history, hidden, explore=True):
-        """Act in N environments: history (N, row), hidden (N, hidden_size) -> action, next_hidden, as numpy arrays.
-
-        The memory advances on every step, those with random actions included.
-        """
-        history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
-        hidden_actor, hidden_critic = torch.as_tensor(hidden, device=self.device).tensor_split([self.actor.core.hidden_size], -1)
-        features, next_hidden = self.actor.core(history, hidden_actor)
+    def choose(self, features, explore):
         action = self.actor.sample(features)[0] if explore else torch.tanh(self.actor.head(features)[0])
-        if self.critic_remembers:
-            next_hidden = torch.cat([next_hidden, self.critic.core(history, hidden_critic)[1]], -1)
-        action = action[:, 0].cpu().numpy()                                     # (N, action_dim)
+        action = action.cpu().numpy()                                           # (N, action_dim)
         if explore and self.steps < self.cfg.start_timesteps:
-            action = self.rng.uniform(-1, 1, action.shape).astype(np.float32)
-        self.steps += explore * len(action)
-        return action, next_hidden.cpu().numpy()
-
-    def ready(self, buffer):
-        """Is an update due? As many as keep `replay_ratio` steps trained on per step in the environment."""
-        return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
+            action = self.rng.uniform(-1, 1, action.shape)
+        return action.astype(np.float32)
 
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
-        if cfg.lr_decay:
-            decay_lr((self.actor_optimizer, self.critic_optimizer, self.alpha_optimizer), 1 - self.steps / cfg.max_timesteps)
+        self.decay_lr()
         alpha = self.log_alpha.detach().exp()
 
-        # Sample windows of stored steps
-        batch = buffer.sample(cfg.batch_size, cfg.seq_len, cfg.burn_in)
-        B, L = batch.mask.shape[:2]
-        history, mask = batch.history, batch.mask                               # (B, L + 1, row), (B, L, 1)
-        real = batch.real                                                       # heads skip padding
-        self.steps_trained += batch.steps
+        # Sample windows of stored steps: their states, and the state after the last one
+        batch = self.sample(buffer)
+        history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: start states of every network at the windows' first step
-        hidden_actor, hidden_critic = start_hidden(batch, self.actor, self.critic, cfg)
-        _, start_critic = window_start(batch, self.actor, self.critic, cfg)
-        target_hidden_critic = self.critic_target.core.burn_in(batch.past, batch.past_length, start_critic)
+        # Burn in: each network's own memory at the windows' first step, without gradient
+        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
+        hidden_critic = self.start_hidden(batch, self.critic)
+        target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
-        # Unroll the actor once over the windows' states and their last next state, for the target and for its own loss
+        # Unroll the actor once, for the next actions of the target and for the actor's own loss
         actor_features, _ = self.actor.core(history, hidden_actor)              # (B, L + 1, features)
 
         with torch.no_grad():
-            # Unroll the target network over the same
-            critic_features, _ = self.critic_target.core(history, target_hidden_critic)
+            # Unroll the target network over all of the history: a memory of the next state has read the states before it
+            critic_features, _ = self.critic_target.core(history, target_hidden_critic)     # (B, L + 1, features)
+            # Pick the real steps' next states, [:, 1:], and leave the padding of the windows behind
+            next_features = batch.pick(actor_features[:, 1:])                   # (N, features)
+            critic_features = batch.pick(critic_features[:, 1:])
 
             # Select the next action according to the policy
-            next_action, next_log_prob = self.actor.sample(actor_features[:, 1:], real)
+            next_action, next_log_prob = self.actor.sample(next_features)       # (N, action_dim), (N, 1)
 
             # Compute the target Q value: the smaller of the twins, and the entropy of what comes
-            target_Q = self.critic_target.head(critic_features[:, 1:], next_action, real)    # (2, B, L, 1)
+            target_Q = self.critic_target.head(critic_features, next_action)    # (2, N, 1)
             target_Q = target_Q.min(0).values - alpha * next_log_prob
-            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (B, L, 1)
+            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
         # Get the current Q estimates
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
-        current_Q = self.critic.head(critic_features, batch.action, real)       # (2, B, L, 1)
-        assert current_Q.shape[1:] == target_Q.shape == (B, L, 1)
+        current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)
+        assert current_Q.shape[-2:] == target_Q.shape
 
         # Compute the critic loss
-        critic_loss = masked_mean((current_Q - target_Q).square().sum(0), mask)
+        critic_loss = (current_Q - target_Q).square().sum(0).mean()
 
         # Optimize the critic
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward()
-        self.critic_optimizer.step()
+        optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss, with the critic's features as they are now
+        # Compute the actor loss, with the critic's features as they are now. No gradient passes through the critic's core:
+        # it has read the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-        action, log_prob = self.actor.sample(actor_features[:, :-1], real)     # (B, L, action_dim), (B, L, 1)
-        Q = self.critic.head(critic_features, action, real).min(0).values       # (B, L, 1)
-        actor_loss = masked_mean(alpha * log_prob - Q, mask)
+        action, log_prob = self.actor.sample(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)
+        Q = self.critic.head(batch.pick(critic_features), action).min(0).values     # (N, 1)
+        actor_loss = (alpha * log_prob - Q).mean()
 
-        # Optimize the actor alone
-        self.actor_optimizer.zero_grad()
-        actor_loss.backward(inputs=list(self.actor.parameters()))
-        self.actor_optimizer.step()
+        # Optimize the actor
+        optimize(self.actor_optimizer, actor_loss)
 
         # Optimize the temperature: entropy is worth more while there is less of it than wanted
-        alpha_loss = -self.log_alpha * (masked_mean(log_prob.detach(), mask) + self.target_entropy)
-        self.alpha_optimizer.zero_grad()
-        alpha_loss.backward()
-        self.alpha_optimizer.step()
+        alpha_loss = -self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
+        optimize(self.alpha_optimizer, alpha_loss)
 
         # Let the target network follow
         soft_update(self.critic, self.critic_target, cfg.tau)
 
         # Refresh the stored hidden states of these windows with the new weights
-        self.refresh_hidden(buffer, batch, hidden_actor, hidden_critic)
+        self.refresh_hidden(buffer, batch)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach(), "alpha": alpha}
-
-    def refresh_hidden(self, buffer, batch, hidden_actor, hidden_critic):
-        """--hidden_refresh: write the windows' hidden states back, recomputed with the weights as they are now."""
-        if not self.cfg.hidden_refresh:
-            return
-        states = [self.actor.core.states(batch.history, hidden_actor)]          # (B, L + 1, hidden_size)
-        if self.critic_remembers:
-            states.append(self.critic.core.states(batch.history, hidden_critic))
-        buffer.write_hidden(batch, torch.cat(states, -1))
-
-    def values(self, features, batch):
-        """--staleness: the critic's values of a batch's steps, (2, B, L, 1), from its core's features (B, L, features)."""
-        return self.critic.head(features, batch.action, batch.real)
-
-    def state_dict(self):
-        return {"actor": self.actor.state_dict(), "critic": self.critic.state_dict(), "log_alpha": self.log_alpha.item()}
-
-    def load_state_dict(self, state):
-        self.actor.load_state_dict(state["actor"])
-        for network in (self.critic, self.critic_target):
-            network.load_state_dict(state["critic"])
-        with torch.no_grad():
-            self.log_alpha.fill_(state["log_alpha"])

@@ -30,7 +30,7 @@ import torch
 
 from utils import write_file
 
-NOT_STATE = {"spec", "cfg", "device",                                  # an agent's: made from the flags
+NOT_STATE = {"spec", "cfg", "device", "targets",                       # an agent's: made from the flags, or there by another name
              "rows", "hidden", "_rows", "_hidden", "changed",          # a buffer's: kept apart
              "device_rows", "device_hidden", "copied"}                 # copies of these
 # Environments that keep something of one episode in the next, so that no generator's state leads back to where they were

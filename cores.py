@@ -1,8 +1,8 @@
 """Recurrent cores: LSTM, GRU, minGRU and none behind one interface. Only this file knows what a hidden state looks like.
 
-A core turns a history into features. Everywhere else a hidden state is one opaque vector of `core.hidden_size` numbers:
+A core turns a history into features. Everywhere else a hidden state is one opaque vector of `core.hidden_dim` numbers:
 
-    core    remembers          hidden_size   features
+    core    remembers          hidden_dim   features
     lstm    [h, c], packed     2 * size      [h, observation]
     gru     h                  size          [h, observation]
     mingru  h                  size          [h, observation]     (a linear recurrence: the fastest over long windows)
@@ -14,53 +14,15 @@ side by side. At the first step of an episode the last two are zero. A recurrent
 in the critic's head, else the actor's gradient could rewrite the critic's past.
 `hidden[t]` is the memory before it reads row t.
 """
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 import torch.nn as nn
 
 torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, and acting not
 
 
-def flag(default, help, low=None, high=None, role="learning"):
-    """A hyper-parameter whose command-line flag is generated: flags.py reads type, default, help and bounds from it.
-
-    Without bounds an integer is at least 1 and a float at least 0. What the flag does to a run is its role:
-
-        role        it changes                                  in a run's name   the same with --resume   --test
-        learning    what is learned                             yes               yes                      as it was trained
-        measuring   what is written about it                    no                yes                      as it was trained
-        machine     what it runs on, and so the last bits       no                yes                      as it was trained
-        handling    none of this: where files go, what is kept  no                may differ               as given now
-    """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
-
-
-@dataclass
-class MemoryFlags:
-    """The hidden-state vocabulary, the same for every algorithm. Each algorithm's HyperParameters extend it."""
-    recurrent_actor: bool = flag(False, "give the actor a recurrent core (--recurrent: actor and critic)")
-    recurrent_critic: bool = flag(False, "give the critic a recurrent core (--recurrent: actor and critic)")
-    core: Literal["lstm", "gru", "mingru"] = flag("lstm", "which recurrent core")
-    core_size: int = flag(64, "units of the recurrent core")
-    memory_input: Literal["obs", "obs_action", "obs_action_reward"] = flag(
-        "obs_action", "what the core reads at each step, besides the observation: previous action, previous reward")
-    core_lr: float | None = flag(None, "learning rate of the recurrent cores (default: that of their network)")
-    seq_len: int | Literal["full"] = flag(
-        1, "steps in a training window: back-propagation goes no further; full = whole episodes")
-    hidden_init: Literal["stored", "zero"] = flag("zero", "start state of a training window: as stored while acting, or zero")
-    burn_in: int = flag(0, "unroll up to this many steps before each window, without gradient, to warm up its start state", low=0)
-    hidden_refresh: bool = flag(False, "after each update write the recomputed hidden states back into the buffer")
-    stored_precision: Literal["float32", "float16"] = flag(
-        "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
-    critic_hidden: Literal["own", "actor", "zero"] = flag(
-        "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
-
-
 class NoCore(nn.Module):
     """Feed-forward: passes the observation on and remembers nothing."""
-    hidden_size = 0
+    hidden_dim = 0
 
     def __init__(self, state_dim):
         super().__init__()
@@ -90,11 +52,11 @@ class RecurrentCore(nn.Module):
         super().__init__()
         self.state_dim = state_dim
         self.in_size = state_dim + {"obs": 0, "obs_action": action_dim, "obs_action_reward": action_dim + 1}[memory_input]
-        self.size = self.hidden_size = size
+        self.size = self.hidden_dim = size
         self.feature_size = size + state_dim
 
     def unroll(self, x, hidden):
-        """x (B, L, in), hidden (B, hidden_size), the memory before the first step -> output (B, L, H), next_hidden."""
+        """x (B, L, in), hidden (B, hidden_dim), the memory before the first step -> output (B, L, H), next_hidden."""
         raise NotImplementedError
 
     def forward(self, history, hidden):
@@ -102,12 +64,12 @@ class RecurrentCore(nn.Module):
 
         Args:
             history: (B, L, state_dim + action_dim + 1)
-            hidden: (B, hidden_size), the memory before the first row
+            hidden: (B, hidden_dim), the memory before the first row
         Returns:
-            features (B, L, feature_size) and next_hidden (B, hidden_size), the memory after the last row
+            features (B, L, feature_size) and next_hidden (B, hidden_dim), the memory after the last row
         """
         B, L = history.shape[:2]
-        assert hidden.shape == (B, self.hidden_size), (hidden.shape, (B, self.hidden_size))
+        assert hidden.shape == (B, self.hidden_dim), (hidden.shape, (B, self.hidden_dim))
         output, hidden = self.unroll(history[..., :self.in_size], hidden)      # (B, L, H)
         return torch.cat([output, history[..., :self.state_dim]], -1), hidden
 
@@ -118,9 +80,9 @@ class RecurrentCore(nn.Module):
         Args:
             past: (B, K, row), each row's history before the window, left-aligned
             past_length: (B,) how many of the K steps are real; 0 where the window starts with its episode
-            hidden: (B, hidden_size), the memory before the first real step of `past`
+            hidden: (B, hidden_dim), the memory before the first real step of `past`
         Returns:
-            (B, hidden_size), the memory before the window's first step
+            (B, hidden_dim), the memory before the window's first step
         """
         if past.shape[1] == 0:
             return hidden
@@ -131,7 +93,7 @@ class RecurrentCore(nn.Module):
 
     @torch.no_grad()
     def states(self, history, hidden):
-        """The memory before each of the window's L rows: (B, L, hidden_size). For --hidden_refresh."""
+        """The memory before each of the window's L rows: (B, L, hidden_dim). For --hidden_refresh."""
         if history.shape[1] == 1:
             return hidden[:, None]
         output, _ = self.unroll(history[:, :-1, :self.in_size], hidden)
@@ -143,7 +105,7 @@ class LSTMCore(RecurrentCore):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.hidden_size = 2 * self.size
+        self.hidden_dim = 2 * self.size
         self.rnn = nn.LSTM(self.in_size, self.size, batch_first=True)
 
     def unroll(self, x, hidden):
@@ -305,41 +267,8 @@ class LinearScan(torch.autograd.Function):
 CORES = {"lstm": LSTMCore, "gru": GRUCore, "mingru": MinGRUCore}       # a new core: see README
 
 
-def make_core(recurrent, flags, state_dim, action_dim):
-    """The core of one network: `flags.core` if it is to be recurrent, else none."""
+def make_core(recurrent, cfg, spec):
+    """The core of one network: `cfg.core` if it is to be recurrent, else none."""
     if not recurrent:
-        return NoCore(state_dim)
-    return CORES[flags.core](state_dim, action_dim, flags.core_size, flags.memory_input)
-
-
-def window_start(batch, actor, critic, flags):
-    """What --hidden_init and --critic_hidden choose that a window, or the steps burned in before it, starts from.
-
-    `batch.hidden` (B, actor's + critic's hidden_size) holds the memories as they were while acting.
-
-    Returns:
-        (B, actor.core.hidden_size), (B, critic.core.hidden_size)
-    """
-    actor_size, critic_size = actor.core.hidden_size, critic.core.hidden_size
-    B = batch.history.shape[0]
-    zeros = batch.history.new_zeros
-    if flags.hidden_init == "zero":
-        return zeros(B, actor_size), zeros(B, critic_size)
-    hidden_actor = batch.hidden[:, :actor_size]
-    return hidden_actor, {"own": batch.hidden[:, actor_size:],
-                          "actor": hidden_actor,
-                          "zero": zeros(B, critic_size)}[flags.critic_hidden]
-
-
-def start_hidden(batch, actor, critic, flags):
-    """Start states of actor and critic at the first trained step of each window, without gradient.
-
-    From window_start, --burn_in carries them over the steps before the window, with the weights of the networks passed in
-    (so online and target networks each get their own).
-
-    Returns:
-        (B, actor.core.hidden_size), (B, critic.core.hidden_size)
-    """
-    hidden_actor, hidden_critic = window_start(batch, actor, critic, flags)
-    return (actor.core.burn_in(batch.past, batch.past_length, hidden_actor),
-            critic.core.burn_in(batch.past, batch.past_length, hidden_critic))
+        return NoCore(spec.state_dim)
+    return CORES[cfg.core](spec.state_dim, spec.action_dim, cfg.core_size, cfg.memory_input)

@@ -1,7 +1,7 @@
 """The command line: a run's own flags, those of the algorithm, and combinations of them that make no sense.
 
 A flag is a field of a dataclass, RunFlags here or HyperParameters in an algorithm's file; its default, help, bounds and role
-stand beside it (cores.flag). What is wrong is said in one line, with exit code 2.
+stand beside it (agent.flag). What is wrong is said in one line, with exit code 2.
 """
 import argparse
 import difflib
@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 import torch
 
 import export
-from cores import MemoryFlags, flag
+from agent import MemoryFlags, flag
 from utils import Parser, fail, optional
 
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
@@ -28,7 +28,7 @@ measuring, machine, handling = (functools.partial(flag, role=role) for role in (
 
 @dataclass
 class RunFlags:
-    """What is not the algorithm's own. Roles of flags: see cores.flag."""
+    """What is not the algorithm's own. Roles of flags: see agent.flag."""
     policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
     env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id")
     seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)

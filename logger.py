@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from checkpoint import keep_going
-from staleness import start_of, values_of, windows_of
+from staleness import values_of, windows_of
 from utils import fail
 
 PROJECT = "memory-in-rl"                                               # its name at Weights & Biases
@@ -93,7 +93,7 @@ class Logger:
         self.entry = {} if step >= self.due else None
         if self.entry is not None and self.config.get("baseline", True):   # without it there is no critic
             batch = windows_of(self.agent, self.buffer, np.random.default_rng(step))
-            q = values_of(self.agent, batch, start_of(self.agent, batch)[1])[:, batch.mask[..., 0]]
+            q = values_of(self.agent, batch, self.agent.start_hidden(batch, self.agent.critic))
             q = getattr(self.agent, "unsquash", lambda value: value)(q) * getattr(self.agent, "return_scale", 1)
             self.entry["q_mean"] = q.mean()
 
@@ -102,7 +102,7 @@ class Logger:
 
         Args:
             losses: dictionary of scalar tensors
-            hidden: (num_envs, hidden_size), the memory acted from; None: offline
+            hidden: (num_envs, hidden_dim), the memory acted from; None: offline
         """
         for name, loss in losses.items():                              # tensors are added, and not waited for
             self.totals[name] = self.totals.get(name, 0) + loss
@@ -113,7 +113,7 @@ class Logger:
         self.entry["steps_per_second"] = (step - self.last[0]) / max(time.time() - self.last[1], 1e-9)
         self.write(step, "train", self.entry)
         if hidden is not None and hidden.shape[1]:
-            size = self.agent.actor.core.hidden_size
+            size = self.agent.actor.core.hidden_dim
             parts = {"actor": hidden[:, :size], "critic": hidden[:, size:]}
             self.write(step, "hidden", {name: np.linalg.norm(part, axis=1).mean() for name, part in parts.items()
                                         if part.shape[1]})

@@ -33,7 +33,7 @@ from flags import HANDLING, check_actions, parse
 from logger import Logger
 from output import Results, commit, finished, versions
 from staleness import Staleness
-from utils import Buffer, alone, fail, save_checkpoint
+from utils import alone, fail, save_checkpoint
 
 PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
 
@@ -49,7 +49,7 @@ def evaluate(agent, env, spec, episodes, seed, explore=False):
     for episode in range(episodes):
         state, _ = env.reset(seed=seed if episode == 0 else None)
         row = history_row(state[None], np.zeros((1, spec.action_dim)), np.zeros(1), 0)
-        hidden = np.zeros((1, agent.hidden_size), np.float32)
+        hidden = np.zeros((1, agent.hidden_dim), np.float32)
         total, length, done = 0.0, 0, False
         while not done:
             action, hidden = agent.act(row, hidden, explore=explore)
@@ -96,7 +96,7 @@ class Interaction:
         self.step = 0
         self.state, _ = envs.reset(seed=seed)
         self.row = history_row(self.state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
-        self.hidden = np.zeros((cfg.num_envs, agent.hidden_size), np.float32)
+        self.hidden = np.zeros((cfg.num_envs, agent.hidden_dim), np.float32)
         self.acted_from = self.hidden                                  # the memory before the last action
 
     def __iter__(self):
@@ -134,12 +134,12 @@ class Interaction:
 def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
     """Make the buffer and the results' files, and run the loop. An offline agent gets recorded episodes and no environments."""
     size = data.rows(episodes) if envs is None else agent.buffer_size()
-    kind = getattr(module, "BUFFER", Buffer)
-    needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.stored_precision)
+    kind = agent.buffer_class
+    needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.stored_precision)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full" +
           (", and as much of the device's memory at once" if run.buffer_on_device else ""), flush=True)
     try:
-        buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_size, cfg.num_envs, run.seed, run.device,
+        buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.num_envs, run.seed, run.device,
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")

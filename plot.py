@@ -42,7 +42,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
-from cores import MemoryFlags
+from agent import MemoryFlags
 from flags import NOT_LEARNING
 from utils import Parser, fail
 

@@ -24,13 +24,10 @@ Off-policy, windows are drawn from the buffer as training draws them; those whos
 have no h* and are left out. On-policy, they are the rollout's before its first update; the buffer keeps what came before it.
 Random numbers are the measurement's own: with and without it a run is the same, to the bit.
 """
-from dataclasses import replace
-
 import numpy as np
 import torch
 
 from checkpoint import keep_going
-from cores import start_hidden
 from utils import write_file
 
 WINDOWS = 64                                                           # in a measurement, at most
@@ -73,35 +70,28 @@ class Staleness:
 def windows_of(agent, buffer, rng):
     """Some windows, as the agent's next update will get them."""
     cfg = agent.cfg
-    if hasattr(agent, "critic_target"):                                # learns from replay
+    if agent.targets:                                                  # learns from replay
         own, buffer.rng = buffer.rng, rng
         batch = buffer.sample(WINDOWS * (32 if cfg.seq_len == "full" else cfg.seq_len), cfg.seq_len, cfg.burn_in)
         buffer.rng = own
     else:
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)
-    return batch.select(torch.from_numpy(rng.permutation(len(batch.mask))[:WINDOWS]))
+    return batch.select(torch.from_numpy(rng.permutation(len(batch.mask))[:WINDOWS]))[0]
 
 
 def true_start(core, past, past_length):
-    """The memory before each window, (B, hidden_size), unrolled from zero over the whole episode before it."""
-    hidden = past.new_zeros(len(past), core.hidden_size)
+    """The memory before each window, (B, hidden_dim), unrolled from zero over the whole episode before it."""
+    hidden = past.new_zeros(len(past), core.hidden_dim)
     for k in range(0, past.shape[1], CHUNK):
         hidden = core.burn_in(past[:, k:k + CHUNK], (past_length - k).clamp(0, CHUNK), hidden)
     return hidden
 
 
-def start_of(agent, batch):
-    """The states of actor and critic that training starts a batch's windows from, (B, hidden_size) each."""
-    # One network that is actor and critic has one memory: it is stored as the actor's
-    cfg = replace(agent.cfg, critic_hidden="actor") if agent.actor is agent.critic else agent.cfg
-    return start_hidden(batch, agent.actor, agent.critic, cfg)
-
-
 def values_of(agent, batch, hidden):
-    """The critic's values of a batch's steps, (1 or twins, B, L, n), where its memory is `hidden` at their first."""
-    B, L = batch.mask.shape[:2]
-    q = agent.values(agent.critic.core(batch.history[:, :-1], hidden)[0], batch)
-    return q.view(-1, B, L, q.shape[-1])
+    """The critic's values of a batch's N steps, (1 or twins, N, n), where its memory is `hidden` at the windows' first ones."""
+    features, _ = agent.critic.core(batch.history[:, :-1], hidden)
+    q = agent.values(batch.pick(features), batch)
+    return q.view(-1, *q.shape[-2:])
 
 
 @torch.no_grad()
@@ -113,24 +103,26 @@ def measure(agent, buffer, rng):
     row = {"windows": int(known.sum()), "left_out": int((~known).sum())}
     if not known.any():
         return row
-    history, mask = batch.history[:, :-1], batch.mask[..., 0]          # (B, L, row), (B, L)
-    last = mask.sum(1) - 1                                             # (B,): the last trained step
+    history = batch.history[:, :-1]                                    # (B, L, row)
+    length = batch.mask.sum(1)                                         # (B,)
+    end = length.cumsum(0)                                             # windows' steps are side by side: where each one's end
+    first, last = (end - length)[known], (end - 1)[known]              # where the first and the last trained step are, of N
 
-    def add(name, distance):                                           # (B, L)
-        row[f"{name}_first"] = f"{distance[known, 0].mean():.6g}"
-        row[f"{name}_last"] = f"{distance[known, last[known]].mean():.6g}"
+    def add(name, distance):                                           # (N,)
+        row[f"{name}_first"] = f"{distance[first].mean():.6g}"
+        row[f"{name}_last"] = f"{distance[last].mean():.6g}"
 
-    start_actor, start_critic = start_of(agent, batch)
+    start_actor, start_critic = agent.start_hidden(batch, actor), agent.start_hidden(batch, critic)
     true_critic = true_start(critic.core, past, past_length)
 
-    q, true_q = values_of(agent, batch, start_critic), values_of(agent, batch, true_critic)
-    largest = true_q[:, known[:, None] & mask].abs().max()
-    add("delta_q", (q - true_q).norm(dim=(0, 3)) / largest)
+    q, true_q = values_of(agent, batch, start_critic), values_of(agent, batch, true_critic)     # (1 or twins, N, n)
+    largest = true_q[:, known.repeat_interleave(length)].abs().max()
+    add("delta_q", (q - true_q).norm(dim=(0, 2)) / largest)
 
     def relative(core, start, true):
-        states, true_states = core.states(history, start), core.states(history, true)   # (B, L, hidden_size)
+        states, true_states = batch.pick(core.states(history, start)), batch.pick(core.states(history, true))   # (N, hidden_dim)
         return (states - true_states).norm(dim=-1) / true_states.norm(dim=-1).clamp(min=torch.finfo(states.dtype).tiny)
     add("delta_hidden", relative(critic.core, start_critic, true_critic))
-    if actor is not critic and actor.core.hidden_size:
+    if actor is not critic and actor.core.hidden_dim:
         add("delta_hidden_actor", relative(actor.core, start_actor, true_start(actor.core, past, past_length)))
     return row

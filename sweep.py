@@ -52,7 +52,7 @@ import tomllib
 from dataclasses import asdict, dataclass
 
 import checkpoint
-from cores import MemoryFlags
+from agent import MemoryFlags
 from envs import env_spec, make_env
 from flags import check_actions, defaults_of, parse
 from output import finished, run_name

@@ -1,7 +1,6 @@
-"""Mechanism that every algorithm shares: buffers of sequences, masked means, network heads, optimizers, checkpoints."""
+"""Buffers of sequences; models, files and errors."""
 import argparse
 import contextlib
-import copy
 import importlib
 import io
 import os
@@ -17,35 +16,46 @@ from filelock import FileLock, Timeout
 
 
 class Batch(NamedTuple):
-    """Windows of steps, (B, L, dim). Padding lies at a window's end, where `mask` is False, and repeats its last row."""
-    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; the last is next to step L
-    state: torch.Tensor         # (B, L, state_dim)
-    action: torch.Tensor        # (B, L, action_dim)
-    reward: torch.Tensor        # (B, L, 1)
-    next_state: torch.Tensor    # (B, L, state_dim)
-    not_done: torch.Tensor      # (B, L, 1)         0 where the episode terminated: do not bootstrap
-    mask: torch.Tensor          # (B, L, 1) bool    a real step, to be trained on
-    end: torch.Tensor           # (B, L, 1) bool    the last stored step of its episode, terminated or not
+    """Windows of steps. A core reads `history`, (B, L + 1, row): B windows of at most L steps and the row after their last one.
+
+    Windows are of different lengths. Padding fills the shorter ones up at their end, by repeating their last row. It is left
+    behind right after a core, by `pick`: all other fields have a row for each of the N real steps, window by window, in order
+    of time.
+    """
+    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1 is next to step t
+    action: torch.Tensor        # (N, action_dim)
+    reward: torch.Tensor        # (N, 1)
+    not_done: torch.Tensor      # (N, 1)            0 where the episode terminated: do not bootstrap
+    end: torch.Tensor           # (N, 1) bool       the last stored step of its episode, terminated or not
+    mask: torch.Tensor          # (B, L) bool       a real step, to be trained on
+    real: torch.Tensor | None   # (N,)              where the real steps lie in a flattened (B * L); None: there is no padding
     past: torch.Tensor          # (B, K, row)       the steps before the window, for burn-in, left-aligned
     past_length: torch.Tensor   # (B,)              how many of these K are real
-    hidden: torch.Tensor        # (B, hidden_size)  memory before the first of `past`, or of the window if there are none
-    index: torch.Tensor         # (B, L + 1)        where in the buffer each row lies
-    steps: int                  # real steps in the batch: mask.sum()
+    hidden: torch.Tensor        # (B, hidden_dim)   memory before the first of `past`, or of the window if there are none
+    index: torch.Tensor         # (B, L + 1)        where in the buffer each row lies; always on the CPU
 
     @property
-    def real(self):
-        """Where the real steps lie in a flattened (B * L), or None if all are: what heads need not waste work on."""
-        return None if self.steps == self.mask.numel() else self.mask.flatten().nonzero()[:, 0]
+    def steps(self):
+        """N, the real steps in the batch."""
+        return len(self.action)
+
+    def pick(self, x):
+        """Leave the padding behind: (B, L, dim) -> (N, dim). Whatever lies there, even NaN, has no influence any more."""
+        x = x.flatten(0, 1)
+        return x if self.real is None else x.index_select(0, self.real)
 
     def select(self, windows):
-        """The batch of these windows only, trimmed to their longest."""
-        picked = [x[windows.to(x.device)] if torch.is_tensor(x) else x for x in self]  # `index` is always on the CPU
-        batch = Batch(*picked)
-        L = int(batch.mask.sum(1).max())
-        trimmed = {name: getattr(batch, name)[:, :L]
-                   for name in ("state", "action", "reward", "next_state", "not_done", "mask", "end")}
-        return batch._replace(**trimmed, history=batch.history[:, :L + 1], index=batch.index[:, :L + 1],
-                              steps=int(batch.mask.sum()))
+        """The batch of these windows alone, trimmed to their longest, and where its steps lie among those of this one, (n,)."""
+        picked = self.mask[windows]
+        L = int(picked.sum(1).max())
+        mask = picked[:, :L]
+        number = (self.mask.flatten().cumsum(0) - 1).view(self.mask.shape)      # (B, L): which of the N steps each one is
+        steps = number[windows, :L][mask]                                       # (n,)
+        real = None if len(steps) == mask.numel() else mask.flatten().nonzero()[:, 0]
+        there = windows.to(self.index.device)
+        return Batch(self.history[windows, :L + 1], self.action[steps], self.reward[steps], self.not_done[steps],
+                     self.end[steps], mask, real, self.past[windows], self.past_length[windows], self.hidden[windows],
+                     self.index[there, :L + 1]), steps
 
 
 class Buffer:
@@ -66,7 +76,7 @@ class Buffer:
 
     Args:
         size: rows in memory, over all streams (one per step, and one more per episode)
-        state_dim, action_dim, hidden_size: widths of one row's parts
+        state_dim, action_dim, hidden_dim: widths of one row's parts
         num_envs: number of streams
         seed: of the generator that draws windows
         device: where batches are delivered
@@ -74,15 +84,15 @@ class Buffer:
         on_device: keep a copy of all rows on the device, so that a batch is gathered there
     """
 
-    def __init__(self, size, state_dim, action_dim, hidden_size, num_envs=1, seed=0, device="cpu", precision="float32",
+    def __init__(self, size, state_dim, action_dim, hidden_dim, num_envs=1, seed=0, device="cpu", precision="float32",
                  on_device=False):
         self.capacity = max(2, -(-size // num_envs))                   # rows per stream
         self.state_dim, self.action_dim, self.num_envs, self.device = state_dim, action_dim, num_envs, device
-        self.hidden_size = hidden_size                                 # 0 where windows never start from a stored state
+        self.hidden_dim = hidden_dim                                 # 0 where windows never start from a stored state
         self.row_size = state_dim + action_dim + 1                     # of a history row; `terminated` comes after it
         rows = self.capacity * num_envs
         self.rows = torch.zeros(rows, self.row_size + 1)
-        self.hidden = torch.zeros(rows, hidden_size, dtype=torch.float16 if precision == "float16" else None)
+        self.hidden = torch.zeros(rows, hidden_dim, dtype=torch.float16 if precision == "float16" else None)
         self.changed = np.zeros(rows, bool)                            # since the last checkpoint
         self._rows, self._hidden = self.rows.numpy(), self.hidden.numpy()  # views, to write without tensor overhead
         self.on_device = on_device
@@ -107,9 +117,9 @@ class Buffer:
         self.rng = np.random.default_rng(seed)
 
     @staticmethod
-    def bytes_needed(size, state_dim, action_dim, hidden_size, precision="float32"):
+    def bytes_needed(size, state_dim, action_dim, hidden_dim, precision="float32"):
         """RAM for `size` rows, all included."""
-        return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_size + 4 + 8 + 1)
+        return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_dim + 4 + 8 + 1)
 
     def __len__(self):
         """Steps stored."""
@@ -127,7 +137,7 @@ class Buffer:
         for env in range(self.num_envs):
             if self.running[env]:
                 newest = env * self.capacity + self.head[env] % self.capacity
-                self._hidden[newest] = hidden[env, :self.hidden_size]
+                self._hidden[newest] = hidden[env, :self.hidden_dim]
                 self.changed[newest] = True
             else:
                 self._begin_episode(env, state[env], hidden[env])
@@ -137,7 +147,7 @@ class Buffer:
             row[self.state_dim:-2] = action[env]
             row[-2] = reward[env]
             row[-1] = terminated[env]
-            self._hidden[at] = next_hidden[env, :self.hidden_size]
+            self._hidden[at] = next_hidden[env, :self.hidden_dim]
             self.running[env] = not (terminated[env] or truncated[env])
         self.added += self.num_envs
 
@@ -148,7 +158,7 @@ class Buffer:
         at = self._append(env)
         self._rows[at] = 0
         self._rows[at, :self.state_dim] = state
-        self._hidden[at] = hidden[:self.hidden_size]
+        self._hidden[at] = hidden[:self.hidden_dim]
         self.running[env] = True
 
     def _append(self, env):
@@ -260,7 +270,8 @@ class Buffer:
         index = torch.from_numpy(base + position % self.capacity)
         rows = self._take(self.rows, index)                            # (B, L + 1, row + 1)
         mask = step[:L] < length[:, None]                              # (B, L)
-        end = position[:, 1:] == self.last[env, slot][:, None]
+        real = None if mask.all() else torch.from_numpy(np.flatnonzero(mask)).to(self.device)
+        end = (position[:, 1:] == self.last[env, slot][:, None])[mask]  # (N,)
         S = self.state_dim
 
         past_length = np.minimum(burn_in, start - self.first[env, slot])   # (B,); an episode's first steps have no past
@@ -268,14 +279,14 @@ class Buffer:
         past_step = np.minimum(np.arange(burn_in), np.maximum(past_length[:, None] - 1, 0))
         past_index = torch.from_numpy(base + (past_start[:, None] + past_step) % self.capacity)
         hidden_index = torch.from_numpy((env * self.capacity + past_start % self.capacity)[:, None])
+        after = rows[:, 1:].flatten(0, 1)                              # the row after a step says what was done and came of it
+        after = after if real is None else after.index_select(0, real)     # (N, row + 1)
         return Batch(
-            history=rows[..., :-1], state=rows[:, :-1, :S], action=rows[:, 1:, S:-2], reward=rows[:, 1:, -2:-1],
-            next_state=rows[:, 1:, :S], not_done=1 - rows[:, 1:, -1:],
-            mask=torch.from_numpy(mask)[..., None].to(self.device),
-            end=torch.from_numpy(end & mask)[..., None].to(self.device),
+            history=rows[..., :-1], action=after[:, S:-2], reward=after[:, -2:-1], not_done=1 - after[:, -1:],
+            end=torch.from_numpy(end)[:, None].to(self.device), mask=torch.from_numpy(mask).to(self.device), real=real,
             past=self._take(self.rows, past_index)[..., :-1],
             past_length=torch.from_numpy(past_length).to(self.device),
-            hidden=self._take(self.hidden, hidden_index)[:, 0].to(rows.dtype), index=index, steps=int(length.sum()))
+            hidden=self._take(self.hidden, hidden_index)[:, 0].to(rows.dtype), index=index)
 
     def whole_past(self, batch):
         """Every step of its episode before each window of a batch, from the true first one on. For --staleness.
@@ -318,8 +329,8 @@ class Buffer:
         self.copied = self.head.clip(0)
 
     def write_hidden(self, batch, states):
-        """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_size)."""
-        mask = batch.mask[..., 0].cpu()
+        """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_dim)."""
+        mask = batch.mask.cpu()
         real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
         index, states = batch.index[real], states[real.to(states.device)].to(self.hidden.dtype)
         self.hidden[index] = states.cpu()
@@ -438,74 +449,6 @@ class PrioritisedBuffer(Buffer):
         priority = priority.cpu().double().numpy()
         self.priority[batch.index[:, 0].numpy()] = priority
         self.largest = max(self.largest, priority.max())
-
-
-# ---------------------------------------------------------------------- networks and losses
-
-def masked_mean(x, mask):
-    """Mean of x over the real steps: x (B, L, 1), mask (B, L, 1) bool. What lies in padding, even NaN, has no influence."""
-    assert x.shape == mask.shape, (x.shape, mask.shape)
-    return torch.where(mask, x, 0).sum() / mask.sum()
-
-
-class MLP(nn.Module):
-    """`n` independent multi-layer perceptrons with ReLU, computed together: x (B, L, in) -> (n, B, L, out).
-
-    Both Q-heads of a twin critic are one batched product per layer: half as many operations to launch. Initialised as
-    nn.Linear is: uniform in +-1/sqrt(in).
-    """
-
-    def __init__(self, n, in_size, hidden_size, hidden_layers, out_size):
-        super().__init__()
-        sizes = [in_size] + [hidden_size] * hidden_layers + [out_size]
-        bounds = [fan_in ** -0.5 for fan_in in sizes[:-1]]
-        self.weights = nn.ParameterList([torch.empty(n, i, o).uniform_(-b, b) for i, o, b in zip(sizes, sizes[1:], bounds)])
-        self.biases = nn.ParameterList([torch.empty(n, 1, o).uniform_(-b, b) for o, b in zip(sizes[1:], bounds)])
-        self.n = n
-        self.layers = list(zip(self.weights, self.biases))             # a ParameterList is slow to go through
-
-    def forward(self, x, real=None, n=None):
-        """real: compute only these of the (B * L) steps, the others are zero. n: compute the first n networks only."""
-        n, (B, L, _) = n or self.n, x.shape
-        x = x.reshape(B * L, -1)
-        x = (x if real is None else x[real]).expand(n, -1, -1)         # (n, steps, in)
-        for i, (weight, bias) in enumerate(self.layers):
-            x = torch.baddbmm(bias[:n], x if i == 0 else torch.relu(x), weight[:n])
-        if real is not None:
-            x = x.new_zeros(n, B * L, x.shape[-1]).index_copy(1, real, x)
-        return x.view(n, B, L, -1)
-
-
-def adam(network, lr, core_lr=None):
-    """Adam over a network, with a learning rate of its own for the recurrent core if `core_lr` is given."""
-    core = list(network.core.parameters())
-    rest = [p for p in network.parameters() if all(p is not c for c in core)]
-    groups = [{"params": rest, "lr": lr, "initial_lr": lr}]
-    if core:
-        groups.append({"params": core, "lr": core_lr or lr, "initial_lr": core_lr or lr})
-    return torch.optim.Adam(groups, fused=True)
-
-
-def decay_lr(optimizers, remaining):
-    """Set the learning rates of `adam`'s optimizers to what they began with times the part of the run that remains."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * max(0, remaining)
-
-
-def target_of(network):
-    """A copy of a network, to follow it by `soft_update`."""
-    target = copy.deepcopy(network)
-    for module in target.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()                                # cuDNN wants the weights in one piece; a copy has many
-    return target
-
-
-@torch.no_grad()
-def soft_update(network, target, tau):
-    """target <- tau * network + (1 - tau) * target."""
-    torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), tau)
 
 
 # ---------------------------------------------------------------------- checkpoints

@@ -60,10 +60,10 @@ def make(words, fill=20_000, episode=1000):
 
 
 def filled(agent, fill, episode=1000):
-    buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_size, device=agent.device,
+    buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_dim, device=agent.device,
                     on_device="--buffer_on_device" in WHERE)
     rng = np.random.default_rng(0)
-    hidden = 0.5 * rng.normal(size=(997, 1, agent.hidden_size)).astype(np.float32)        # over and over
+    hidden = 0.5 * rng.normal(size=(997, 1, agent.hidden_dim)).astype(np.float32)        # over and over
     state, reward = rng.normal(size=(fill + 1, 1, S)).astype(np.float32), rng.normal(size=(fill, 1))
     action = rng.uniform(-1, 1, (fill, 1, A)).astype(np.float32)
     for t in range(fill):
@@ -98,7 +98,7 @@ class PlainTD3:
                 linear.bias.data.copy_(bias.data[k, 0])
                 layers += [linear, nn.ReLU()]
             heads.append(nn.Sequential(*layers[:-1]))
-        return nn.ModuleDict(dict(heads=nn.ModuleList(heads), **({"rnn": copy.deepcopy(core.rnn)} if core.hidden_size else {})))
+        return nn.ModuleDict(dict(heads=nn.ModuleList(heads), **({"rnn": copy.deepcopy(core.rnn)} if core.hidden_dim else {})))
 
     @staticmethod
     def features(network, history, hidden):
@@ -282,7 +282,7 @@ def torchrl_act(cfg):
 
 def act_work(core, peers):
     agent, _ = make(f"--policy TD3 --recurrent --core {core} --core_size 128 --hidden_layers 2", fill=10)
-    row, hidden = np.zeros((1, S + A + 1), np.float32), np.zeros((1, agent.hidden_size), np.float32)
+    row, hidden = np.zeros((1, S + A + 1), np.float32), np.zeros((1, agent.hidden_dim), np.float32)
     contenders = {"this project": lambda: agent.act(row, hidden)}
     if "sb3_contrib" in peers and core == "lstm":
         peer = recurrent_ppo(1, 64)
@@ -311,7 +311,7 @@ def loop(words):
     """Steps in the real environment with all that belongs to them; returns a function that takes `steps` more."""
     agent, cfg = make_agent(words)
     envs = main.make_vector_env(ENV, cfg.num_envs)
-    buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_size, cfg.num_envs, device=agent.device,
+    buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_dim, cfg.num_envs, device=agent.device,
                     on_device="--buffer_on_device" in WHERE)
     all_steps = iter(main.Interaction(agent, envs, buffer, cfg, agent.spec, seed=0))
 

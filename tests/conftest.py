@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)
 
 import data  # noqa: E402
+from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
 from utils import Buffer  # noqa: E402
 
@@ -75,8 +76,8 @@ class Step(NamedTuple):
 class RandomAgent:
     """Acts and remembers at random: enough to test the buffer."""
 
-    def __init__(self, spec=SPEC, hidden_size=4, seed=0):
-        self.spec, self.hidden_size, self.stored_hidden_size = spec, hidden_size, hidden_size
+    def __init__(self, spec=SPEC, hidden_dim=4, seed=0):
+        self.spec, self.hidden_dim, self.stored_hidden_dim = spec, hidden_dim, hidden_dim
         self.rng = np.random.default_rng(seed)
 
     def act(self, row, hidden):
@@ -100,7 +101,7 @@ class Toy:
         spec = agent.spec
         self.state = np.zeros((self.num_envs, spec.state_dim), dtype())
         self.row = np.zeros((self.num_envs, spec.state_dim + spec.action_dim + 1), dtype())
-        self.hidden = np.zeros((self.num_envs, agent.hidden_size), dtype())
+        self.hidden = np.zeros((self.num_envs, agent.hidden_dim), dtype())
         for env in range(self.num_envs):
             self.reset(env)
 
@@ -169,7 +170,7 @@ class Toy:
     def windows(self, batch, burn_in=0):
         """A batch in terms of the record: per window the recorded steps before it, and those in it, real ones only."""
         windows = []
-        for state, mask in zip(batch.state, batch.mask[..., 0]):
+        for state, mask in zip(batch.history[:, :-1, :self.agent.spec.state_dim], batch.mask):
             steps = [self.find(s) for s in state[mask].numpy()]
             first = steps[0]
             past = [self.at(first.env, first.episode, t) for t in range(max(0, first.t - burn_in), first.t)]
@@ -195,6 +196,13 @@ CHAIN_SPEC = EnvSpec(2, 1, False)
 
 # ---------------------------------------------------------------------- agents and buffers
 
+def in_windows(batch, x):
+    """A field of a batch's N steps, (N, dim), in its windows, (B, L, dim), with zeros in padding."""
+    padded = x.new_zeros(*batch.mask.shape, x.shape[-1])
+    padded[batch.mask] = x
+    return padded
+
+
 def make_agent(module, spec=SPEC, seed=0, **flags):
     """A small agent of an algorithm's module."""
     torch.manual_seed(seed)
@@ -215,8 +223,8 @@ def make_off_policy(module, steps=60, size=400, seed=0, **flags):
 
 
 def make_buffer(agent, size=400, num_envs=2, seed=0, on_device=False):
-    kind = getattr(sys.modules[type(agent).__module__], "BUFFER", Buffer)
-    return kind(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_size, num_envs, seed, agent.device,
+    kind = agent.buffer_class if isinstance(agent, Agent) else Buffer
+    return kind(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_dim, num_envs, seed, agent.device,
                 agent.cfg.stored_precision if hasattr(agent, "cfg") else "float32", on_device)
 
 
@@ -249,7 +257,7 @@ def poison(buffer, *batches):
     Each may read its windows' rows, the row after each window, the rows of its past, and one hidden state per window.
     """
     rows, states = set(), set()
-    for index, mask, past in ((b.index[i], b.mask[i, :, 0], int(b.past_length[i])) for b in batches for i in range(len(b.mask))):
+    for index, mask, past in ((b.index[i], b.mask[i], int(b.past_length[i])) for b in batches for i in range(len(b.mask))):
         rows |= set(index[:int(mask.sum()) + 1].tolist())
         stream, at = divmod(int(index[0]), buffer.capacity)
         before = [stream * buffer.capacity + (at - k) % buffer.capacity for k in range(past + 1)]
@@ -276,10 +284,10 @@ def check_pace(agent, buffer, game, monkeypatch):
 def check_stored_hidden(agent, buffer):
     """Read every stored row with the agent's own weights: the memory after it must be the one stored with the next row."""
     episodes = buffer.windows("full")
-    stored = buffer.hidden[episodes.index]                             # (B, L + 1, hidden_size)
-    actor, critic, size = Plain(agent.actor), Plain(agent.critic), agent.actor.core.hidden_size
+    stored = buffer.hidden[episodes.index]                             # (B, L + 1, hidden_dim)
+    actor, critic, size = Plain(agent.actor), Plain(agent.critic), agent.actor.core.hidden_dim
     checked = 0
-    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask[..., 0]):
+    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask):
         for t in range(int(mask.sum())):
             row, before, after = rows[t:t + 1], hidden[t:t + 1], hidden[t + 1]
             assert torch.allclose(actor.remember(row, before[:, :size])[1][0], after[:size], atol=1e-5)
@@ -301,10 +309,10 @@ class Plain(nn.Module):
     def __init__(self, network):
         super().__init__()
         core, mlp = network.core, network.mlp
-        self.state_dim, self.cell, self.hidden_size = core.state_dim, None, core.hidden_size
-        if core.hidden_size:
+        self.state_dim, self.cell, self.hidden_dim = core.state_dim, None, core.hidden_dim
+        if core.hidden_dim:
             size = core.rnn.hidden_size
-            self.packs = core.hidden_size == 2 * size                  # [h, c]
+            self.packs = core.hidden_dim == 2 * size                  # [h, c]
             self.cell = (nn.LSTMCell if self.packs else nn.GRUCell)(core.rnn.input_size, size)
             for name, weight in self.cell.named_parameters():
                 weight.detach().copy_(getattr(core.rnn, name + "_l0"))
@@ -319,7 +327,7 @@ class Plain(nn.Module):
             self.heads.append(nn.Sequential(*layers[:-1]))
 
     def remember(self, row, hidden):
-        """One step: rows (N, row), hidden (N, hidden_size) -> features, next hidden."""
+        """One step: rows (N, row), hidden (N, hidden_dim) -> features, next hidden."""
         observation = row[:, :self.state_dim]
         if self.cell is None:
             return observation, hidden
@@ -346,7 +354,7 @@ class Plain(nn.Module):
 def start_of(past, steps, agent, flags):
     """The two hidden states, (1, size) each, that a window starts from before burn-in, by the flags' meaning."""
     first = (past + steps)[0]
-    actor_size, critic_size = agent.actor.core.hidden_size, agent.critic.core.hidden_size
+    actor_size, critic_size = agent.actor.core.hidden_dim, agent.critic.core.hidden_dim
     zeros = torch.zeros(1, actor_size), torch.zeros(1, critic_size)
     if flags.hidden_init == "zero":
         return zeros
@@ -379,7 +387,8 @@ def compare_updates(agent, plain, buffer, game, updates, tolerance, monkeypatch)
         losses = agent.train(buffer)
         windows = game.windows(batches[-1], agent.cfg.burn_in)
         torch.manual_seed(k)
-        expected = plain.update(windows, torch.randn(*batches[-1].action.shape))
+        noise = torch.randn(*batches[-1].action.shape)                 # (N, action_dim): a window's steps are side by side
+        expected = plain.update(windows, noise.split([len(steps) for _, steps in windows]))
         assert losses.keys() == expected.keys()
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss, abs=tolerance), name

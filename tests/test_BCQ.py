@@ -196,9 +196,9 @@ def test_acts_by_the_best_of_its_candidates(small):
         agent.actor.decoder.weights[0].mul_(5)
         agent.critic.mlp.weights[-1][1].neg_()                         # and the second twin would choose another
     vae, critic, perturbation = PlainActor(agent.actor), Plain(agent.critic), plain_perturbation(agent.actor.perturbation)
-    rng, size = np.random.default_rng(0), agent.actor.core.hidden_size
+    rng, size = np.random.default_rng(0), agent.actor.core.hidden_dim
     row = rng.normal(size=(5, 6)).astype(np.float32)
-    hidden = rng.normal(size=(5, agent.hidden_size)).astype(np.float32)
+    hidden = rng.normal(size=(5, agent.hidden_dim)).astype(np.float32)
     state = torch.get_rng_state()
     action, next_hidden = agent.act(row, hidden)
     again, _ = agent.act(row, hidden, explore=False)

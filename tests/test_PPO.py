@@ -44,7 +44,7 @@ def make(spec=SPEC, seed=0, module=PPO, **flags):
 
 def hidden_parts(agent, hidden):
     """Actor's and critic's part of a recorded hidden state, (1, size) each."""
-    size = agent.actor.core.hidden_size
+    size = agent.actor.core.hidden_dim
     return torch.as_tensor(hidden[None, :size]), torch.as_tensor(hidden[None, size:])
 
 
@@ -110,7 +110,7 @@ def test_ratio_is_one_before_the_first_step(monkeypatch, kind, seq_len, flags):
             agent.train(buffer)
         # The first policy computed is the old one, over the whole rollout, in order of time
         rollout, mask = seen["rollouts"][0], seen["batches"][0].mask
-        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask[..., 0]].numpy()
+        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask].numpy()
         assert np.allclose(old, expected, atol=1e-4)
         ratios = [ratio[batch.mask] for ratio, batch in zip(seen["ratios"], seen["batches"], strict=True)]
         assert len(ratios) > 1 and mask.any() and (ratios[0] - 1).abs().max() < 1e-4
@@ -131,7 +131,7 @@ def test_old_log_probs_are_of_the_actor_that_acted(monkeypatch, burn_in):
             seen = spy_on_update(patch, agent, buffer)
             agent.train(buffer)
         rollout = seen["rollouts"][0]
-        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask[..., 0]].numpy()
+        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask].numpy()
         assert np.allclose(old, expected, atol=1e-4)
 
 
@@ -480,7 +480,7 @@ def test_what_is_stored(module, flags, stored):
         stored = 0                                                     # there are no old log-probabilities
     refresh = flags["hidden_init"] == "stored" and module is PPO
     agent, buffer, game = make(module=module, hidden_refresh=refresh, **RECURRENT, **flags)
-    assert agent.stored_hidden_size == buffer.hidden.shape[1] == stored
+    assert agent.stored_hidden_dim == buffer.hidden.shape[1] == stored
     game.play(ROLLOUT)
     agent.train(buffer)
 

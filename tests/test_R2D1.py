@@ -62,7 +62,7 @@ class PlainR2D1:
         loss, count, renewed = 0, 0, {}
         for (past, steps), key, weight in zip(windows, keys, weights):
             hidden = torch.as_tensor((past + steps)[0].hidden[None]) if cfg.hidden_init == "stored" else \
-                torch.zeros(1, self.agent.hidden_size)
+                torch.zeros(1, self.agent.hidden_dim)
             with torch.no_grad():
                 warm, target_warm = (net.unroll([s.row for s in past], hidden)[1] for net in (self.critic, self.target))
             rows = [s.row for s in steps] + [steps[-1].next_row]
@@ -231,7 +231,7 @@ def regather(buffer, index, batch):
     """What _gather needs to collect a batch's windows once more: env, start, length, slot."""
     env, place = np.divmod(index[:, 0].numpy(), buffer.capacity)
     start = buffer.head[env] - (buffer.head[env] - place) % buffer.capacity
-    return env, start, batch.mask[..., 0].sum(1).numpy(), buffer.episode[env, place]
+    return env, start, batch.mask.sum(1).numpy(), buffer.episode[env, place]
 
 
 def test_stored_hidden_reproduces_the_next():
@@ -240,7 +240,7 @@ def test_stored_hidden_reproduces_the_next():
     episodes, network = buffer.windows("full"), PlainQ(agent.critic)
     stored = buffer.hidden[episodes.index]
     assert stored[:, 1].abs().min() > 0
-    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask[..., 0]):
+    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask):
         for t in range(int(mask.sum())):
             assert torch.allclose(network.remember(rows[t:t + 1], hidden[t:t + 1])[1][0], hidden[t + 1], atol=1e-5)
 

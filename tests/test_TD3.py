@@ -210,12 +210,12 @@ def test_hidden_refresh_writes_recomputed_states(module):
         batch = buffer.sample(12, "full")
         buffer.rng.bit_generator.state = after
         written = torch.zeros(len(buffer.hidden), dtype=torch.bool)
-        size = agent.actor.core.hidden_size
-        for index, history, mask in zip(batch.index, batch.history, batch.mask[..., 0]):
+        size = agent.actor.core.hidden_dim
+        for index, history, mask in zip(batch.index, batch.history, batch.mask):
             n = int(mask.sum())
             written[index[:n + 1]] = True
             for net, part in ((agent.actor, slice(None, size)), (agent.critic, slice(size, None))):
-                plain, hidden = Plain(net), torch.zeros(1, net.core.hidden_size)
+                plain, hidden = Plain(net), torch.zeros(1, net.core.hidden_dim)
                 for t in range(n + 1):
                     assert torch.allclose(buffer.hidden[index[t], part], hidden[0], atol=1e-5)
                     if t and net in updated:
@@ -228,7 +228,7 @@ def test_hidden_refresh_goes_on_from_the_burned_in_state(module, monkeypatch):
     """Of one window: burned in with the weights of before the update, then unrolled with the new ones."""
     agent, buffer, _ = make_off_policy(module, batch_size=1, seq_len=4, burn_in=3, hidden_init="stored", hidden_refresh=True,
                                        lr=0.01, **RECURRENT)
-    batches, size, warm = spy(monkeypatch, buffer, "sample"), agent.actor.core.hidden_size, 0
+    batches, size, warm = spy(monkeypatch, buffer, "sample"), agent.actor.core.hidden_dim, 0
     for _ in range(8):
         old = Plain(agent.actor), Plain(agent.critic)
         agent.train(buffer)
@@ -248,7 +248,7 @@ def test_hidden_refresh_goes_on_from_the_burned_in_state(module, monkeypatch):
 def test_what_is_stored(module, flags, stored):
     """No number is stored that no window starts from."""
     agent, buffer, _ = make_off_policy(module, **RECURRENT, **flags)
-    assert agent.stored_hidden_size == buffer.hidden.shape[1] == stored
+    assert agent.stored_hidden_dim == buffer.hidden.shape[1] == stored
     if flags["hidden_init"] == "stored":                               # hidden_refresh fits each of them
         agent.cfg.hidden_refresh = True
         agent.train(buffer)
@@ -325,7 +325,7 @@ def test_a_time_limit_is_no_end(module, flags):
         agent.train(buffer)
     episodes = buffer.windows("full")
     with torch.no_grad():
-        features, _ = agent.critic.core(episodes.history[:, :-1], torch.zeros(len(episodes.mask), agent.critic.core.hidden_size))
+        features, _ = agent.critic.core(episodes.history[:, :-1], torch.zeros(len(episodes.mask), agent.critic.core.hidden_dim))
         Q = agent.critic.head(features, episodes.action).view(-1, *episodes.mask.shape)[:, episodes.mask]      # each twin's
     assert 9 < Q.min() and Q.max() < 11, (Q.min(), Q.max())
 

@@ -1112,7 +1112,7 @@ def rows_in(checkpoints):
 def test_a_checkpoint_costs_what_is_new(tmp_path):
     """Of a large buffer the rows added since the last one, and no more."""
     agent = RandomAgent()
-    buffer = utils.Buffer(4000, SPEC.state_dim, SPEC.action_dim, agent.hidden_size, num_envs=2)
+    buffer = utils.Buffer(4000, SPEC.state_dim, SPEC.action_dim, agent.hidden_dim, num_envs=2)
     game, checkpoints = Toy(agent, buffer, [[1000], [1000]], only="truncated"), Checkpoints(str(tmp_path / "run"), buffer)
     game.play(900)
     checkpoints.save(1, {})

@@ -38,9 +38,9 @@ def close(a, b):
 def test_one_unroll_is_step_by_step_is_two_chunks(name, L):
     """Features, final memory and gradients agree, from a start state that is not zero."""
     core = core_of(name)
-    history, start = torch.randn(4, L, ROW), torch.randn(4, core.hidden_size, requires_grad=True)
+    history, start = torch.randn(4, L, ROW), torch.randn(4, core.hidden_dim, requires_grad=True)
     features, end = core(history, start)
-    assert features.shape == (4, L, core.feature_size) and end.shape == (4, core.hidden_size)
+    assert features.shape == (4, L, core.feature_size) and end.shape == (4, core.hidden_dim)
 
     def gradients(features):
         return torch.autograd.grad(features.square().sum(), [start, *core.parameters()], retain_graph=True)
@@ -63,7 +63,7 @@ def test_core_is_the_textbook_cell(name):
     """Against nn.LSTMCell and nn.GRUCell with the same weights; the observation stands beside the output."""
     core = core_of(name)
     plain = Plain(SimpleNamespace(core=core, mlp=MLP(1, core.feature_size, 4, 0, 1)))
-    history, hidden = torch.randn(4, 6, ROW), torch.randn(4, core.hidden_size)
+    history, hidden = torch.randn(4, 6, ROW), torch.randn(4, core.hidden_dim)
     features, end = core(history, hidden)
     for t in range(6):
         feature, hidden = plain.remember(history[:, t], hidden)
@@ -83,7 +83,7 @@ def test_the_gradient_of_an_unroll(name, float64):
     if name == "lstm":                                                 # oneDNN's has no double precision; PyTorch's own does
         torch.backends.mkldnn.enabled = False
     try:
-        assert torch.autograd.gradcheck(unroll, (history, torch.randn(2, core.hidden_size, requires_grad=True), *weights))
+        assert torch.autograd.gradcheck(unroll, (history, torch.randn(2, core.hidden_dim, requires_grad=True), *weights))
     finally:
         torch.backends.mkldnn.enabled = True
 
@@ -122,7 +122,7 @@ def test_burn_in_is_step_by_step_over_ragged_pasts(name):
     """Pasts of different length, 0 included; what lies beyond a past's length, even NaN, is not read."""
     core = core_of(name)
     lengths = torch.tensor([3, 0, 5, 1, 4, 0])
-    past, start = torch.randn(6, 5, ROW), torch.randn(6, core.hidden_size)
+    past, start = torch.randn(6, 5, ROW), torch.randn(6, core.hidden_dim)
     for i, n in enumerate(lengths):
         past[i, n:] = torch.nan
     hidden = core.burn_in(past, lengths, start)
@@ -136,7 +136,7 @@ def test_burn_in_is_step_by_step_over_ragged_pasts(name):
 def test_burn_in_over_no_past_at_all(name):
     """K = 0, and K > 0 where no window has a past: the start state, to the bit."""
     core = core_of(name)
-    start = torch.randn(3, core.hidden_size)
+    start = torch.randn(3, core.hidden_dim)
     assert torch.equal(core.burn_in(torch.zeros(3, 0, ROW), torch.zeros(3, dtype=torch.int64), start), start)
     assert torch.equal(core.burn_in(torch.randn(3, 4, ROW), torch.zeros(3, dtype=torch.int64), start), start)
 
@@ -145,7 +145,7 @@ def test_burn_in_over_no_past_at_all(name):
 def test_burn_in_then_unroll_is_one_unroll(name):
     """Burning in over the first steps changes nothing but the gradient, which stops at the cut."""
     core = core_of(name)
-    history, start = torch.randn(4, 8, ROW), torch.randn(4, core.hidden_size)
+    history, start = torch.randn(4, 8, ROW), torch.randn(4, core.hidden_dim)
     features, end = core(history, start)
     warm = core.burn_in(history[:, :5], torch.full((4,), 5), start)
     later, later_end = core(history[:, 5:], warm)
@@ -157,7 +157,7 @@ def test_burn_in_then_unroll_is_one_unroll(name):
 def test_burn_in_and_states_carry_no_gradient(name):
     """Neither into the weights nor into the start state."""
     core = core_of(name)
-    history, start = torch.randn(4, 3, ROW), torch.randn(4, core.hidden_size, requires_grad=True)
+    history, start = torch.randn(4, 3, ROW), torch.randn(4, core.hidden_dim, requires_grad=True)
     assert not core.burn_in(history, torch.tensor([1, 2, 3, 0]), start).requires_grad
     assert not core.states(history, start).requires_grad
 
@@ -169,7 +169,7 @@ def test_a_core_reads_what_memory_input_says(name, memory_input, read):
     """Of a history row: the observation alone, with the previous action, with the previous reward as well."""
     core = core_of(name, memory_input)
     history = torch.randn(1, 4, ROW, requires_grad=True)
-    features, _ = core(history, torch.zeros(1, core.hidden_size))
+    features, _ = core(history, torch.zeros(1, core.hidden_dim))
     features.square().sum().backward()
     assert ((history.grad[0, 0] != 0) == (torch.arange(ROW) < read)).all()
 
@@ -186,7 +186,7 @@ def test_no_core_is_the_observation_and_nothing_else():
 def test_hidden_size(name, size):
     """[h, c], h, nothing; a hidden state of another width is refused."""
     core = core_of(name)
-    assert core.hidden_size == size
+    assert core.hidden_dim == size
     if size:
         with pytest.raises(AssertionError):
             core(torch.randn(2, 3, ROW), torch.zeros(2, size + 1))

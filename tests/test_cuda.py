@@ -32,8 +32,8 @@ class Scripted(RandomAgent):
     """Acts at random in place of an agent, so that two agents see the same steps."""
 
     def __init__(self, agent):
-        super().__init__(agent.spec, agent.hidden_size)
-        self.stored_hidden_size = agent.stored_hidden_size
+        super().__init__(agent.spec, agent.hidden_dim)
+        self.stored_hidden_dim = agent.stored_hidden_dim
 
     def act(self, row, hidden):
         action, hidden = super().act(row, hidden)
@@ -62,7 +62,7 @@ def after_updates(policy, device, on_device=False, **others):
     row, hidden = game.row, 0.5 * np.ones_like(game.hidden)
     action, next_hidden = agent.act(row, hidden, explore=False)
     assert isinstance(action, np.ndarray) and isinstance(next_hidden, np.ndarray)
-    stale = staleness.measure(agent, buffer, np.random.default_rng(0)) if agent.critic.core.hidden_size else {}
+    stale = staleness.measure(agent, buffer, np.random.default_rng(0)) if agent.critic.core.hidden_dim else {}
     return [w.cpu() for w in weights_of(agent)], losses, action, next_hidden, stale
 
 

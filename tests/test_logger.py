@@ -134,8 +134,8 @@ def test_what_is_measured(tmp_path, monkeypatch):
                 steps = self.agent.steps
                 critic, total, count = self.agent.critic, 0.0, 0
                 batch = importlib.import_module("staleness").windows_of(self.agent, self.buffer, np.random.default_rng(step))
-                for k, mask in enumerate(batch.mask[..., 0]):
-                    hidden = batch.hidden[k:k + 1, self.agent.actor.core.hidden_size:]
+                for k, mask in enumerate(batch.mask):
+                    hidden = batch.hidden[k:k + 1, self.agent.actor.core.hidden_dim:]
                     for t in range(int(mask.sum())):
                         features, hidden = critic.core(batch.history[k:k + 1, t:t + 1], hidden)
                         twins = critic.head(features, batch.action[k:k + 1, t:t + 1])

@@ -60,7 +60,7 @@ def choices(agent, env, spec, wipe=False, episodes=40):
     successes, actions = [], []
     for episode in range(episodes):
         state, _ = env.reset(seed=1000 + episode)
-        action, reward, hidden = np.zeros((1, spec.action_dim)), 0.0, np.zeros((1, agent.hidden_size), np.float32)
+        action, reward, hidden = np.zeros((1, spec.action_dim)), 0.0, np.zeros((1, agent.hidden_dim), np.float32)
         for t in range(DELAY + 1):
             if wipe and t == DELAY:
                 action, reward, hidden = 0 * action, 0.0, 0 * hidden

@@ -108,7 +108,7 @@ def unroll(core, steps, hidden):
 def compare(core, start, past, steps, before):
     """A core's outputs in a window as trained, its true ones, and the relative distance of its states at both ends."""
     outputs, states = unroll(core, steps, unroll(core, past, start)[1][-1])
-    true_outputs, true_states = unroll(core, steps, unroll(core, before, torch.zeros(core.hidden_size))[1][-1])
+    true_outputs, true_states = unroll(core, steps, unroll(core, before, torch.zeros(core.hidden_dim))[1][-1])
     off = [norm(states[t] - true_states[t]) for t in (0, len(steps) - 1)]
     return outputs, true_outputs, [x and x / norm(true_states[t]) for x, t in zip(off, (0, len(steps) - 1))]
 
@@ -137,7 +137,7 @@ def by_hand(agent, batch, game):
         if cfg.hidden_refresh:                                         # then it is not the state that was acted from
             (past or steps)[0] = (past + steps)[0]._replace(hidden=batch.hidden[i].numpy())
         if one_network:
-            start = torch.as_tensor((past + steps)[0].hidden) if cfg.hidden_init == "stored" else torch.zeros(agent.hidden_size)
+            start = torch.as_tensor((past + steps)[0].hidden) if cfg.hidden_init == "stored" else torch.zeros(agent.hidden_dim)
             starts = start, start
         else:
             starts = [hidden[0] for hidden in start_of(past, steps, agent, cfg)]

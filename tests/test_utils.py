@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import RECURRENT, SPEC, RandomAgent, Toy, make_agent, make_buffer, make_off_policy, poison
+from conftest import RECURRENT, SPEC, RandomAgent, Toy, in_windows, make_agent, make_buffer, make_off_policy, poison
 from scipy import stats
 
 import TD3
 from envs import EnvSpec
-from utils import MLP, Buffer, PrioritisedBuffer, adam, decay_lr, fail, load_checkpoint, masked_mean, save_checkpoint, soft_update
+from networks import MLP, adam, soft_update
+from utils import Buffer, PrioritisedBuffer, fail, load_checkpoint, save_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 # One-step episodes, long ones, one that the ring has cut, ones still running
@@ -37,21 +38,24 @@ def check_windows(batch, game, burn_in, stored=None, kept=frozenset()):
         newest[env, episode] = max(t, newest.get((env, episode), 0))
     B, L = batch.mask.shape[:2]
     assert batch.mask.dtype == batch.end.dtype == torch.bool
-    assert [x.shape for x in (batch.state, batch.action, batch.reward, batch.next_state, batch.not_done, batch.end)] == \
-        [(B, L, 3), (B, L, 2), (B, L, 1), (B, L, 3), (B, L, 1), (B, L, 1)]
+    N = int(batch.mask.sum())
+    assert [x.shape for x in (batch.action, batch.reward, batch.not_done, batch.end)] == [(N, 2), (N, 1), (N, 1), (N, 1)]
+    assert torch.equal(batch.pick(batch.mask[..., None]), torch.ones(N, 1, dtype=torch.bool)) and (batch.real is None) == batch.mask.all()
+    fields = {name: in_windows(batch, getattr(batch, name)) for name in ("action", "reward", "not_done", "end")}
+    fields |= dict(state=batch.history[:, :-1, :3], next_state=batch.history[:, 1:, :3])
     assert batch.history.shape == (B, L + 1, 6) and batch.past.shape == (B, burn_in, 6) and batch.hidden.shape == (B, 4)
     everything = []
     for b in range(B):
         n = int(batch.mask[b].sum())
         assert n > 0 and batch.mask[b, :n].all()                       # padding lies at the end
-        first = game.find(batch.state[b, 0].numpy())
+        first = game.find(fields["state"][b, 0].numpy())
         steps = [game.at(first.env, first.episode, first.t + i) for i in range(n)]    # one episode, in order of time
         for i, step in enumerate(steps):
             assert (step.env, step.episode, step.t) in stored
             last = step.t == newest[step.env, step.episode]
             for name, value in dict(state=step.state, action=step.action, reward=step.reward, next_state=step.next_state,
                                     not_done=1 - step.terminated, end=last).items():
-                assert np.array_equal(getattr(batch, name)[b, i].numpy().squeeze(), np.float32(value).squeeze()), name
+                assert np.array_equal(fields[name][b, i].numpy().squeeze(), np.float32(value).squeeze()), name
             assert np.array_equal(batch.history[b, i].numpy(), step.row.astype(np.float32))
             assert np.array_equal(batch.history[b, i + 1].numpy(), step.next_row.astype(np.float32))
         past = []                                                      # exactly the stored steps before, at most burn_in
@@ -119,7 +123,7 @@ def test_a_batch_holds_as_many_real_steps_as_asked_for():
     for seq_len in (1, 7, "full"):
         for batch_size in (1, 20, 100):
             batch = buffer.sample(batch_size, seq_len)
-            lengths = batch.mask.sum((1, 2))
+            lengths = batch.mask.sum(1)
             assert batch.steps == lengths.sum() >= batch_size
             assert lengths[:-1].sum() < batch_size
             assert batch.mask.shape[1] == lengths.max()                # trimmed
@@ -219,7 +223,7 @@ def test_a_buffer_on_the_device_copies_what_is_new_and_no_more():
     buffer.device_rows.fill_(7), buffer.device_hidden.fill_(7)
     game.play(1)
     batch = buffer.sample(10, 3)
-    assert (buffer.device_rows != 7).all(1).sum() <= 6 and (batch.state == 7).any() and (batch.hidden == 7).any()
+    assert (buffer.device_rows != 7).all(1).sum() <= 6 and (batch.history == 7).any() and (batch.hidden == 7).any()
 
 
 # ---------------------------------------------------------------------- what is drawn
@@ -270,7 +274,7 @@ def test_every_stored_step_is_sampled_equally_often(seq_len, burn_in, batch_size
     counts = np.zeros((M, len(stored)))
     for m in range(M):
         batch = buffer.sample(batch_size, seq_len, burn_in)
-        np.add.at(counts[m], columns[batch.index[:, :-1][batch.mask[..., 0]].numpy()], 1)
+        np.add.at(counts[m], columns[batch.index[:, :-1][batch.mask].numpy()], 1)
     assert counts.sum(0).min() > 0
     assert uneven(counts) > 1e-4
 
@@ -336,12 +340,12 @@ def test_write_hidden_writes_the_real_rows_and_no_others():
         own |= {(s.env, s.episode, s.t) for s in steps} | {(steps[-1].env, steps[-1].episode, steps[-1].t + 1)}
     states = torch.full((B, L + 1, 4), torch.nan)
     states[:, 0] = 7
-    states[:, 1:][batch.mask[..., 0]] = 7                              # NaN beside padding
+    states[:, 1:][batch.mask] = 7                              # NaN beside padding
     buffer.write_hidden(batch, states)
     assert not buffer.hidden.isnan().any()
     assert int(((buffer.hidden == 7).all(1)).sum()) == len(own)
     windows = buffer.windows(1)
-    for state, index in zip(windows.state[:, 0], windows.index[:, 0]):
+    for state, index in zip(windows.history[:, 0, :3], windows.index[:, 0]):
         step = game.find(state.numpy())
         expected = torch.full((4,), 7.0) if (step.env, step.episode, step.t) in own else before[index]
         assert torch.equal(buffer.hidden[index], expected)
@@ -361,10 +365,10 @@ def test_memory_of_a_transition():
         elif isinstance(value, np.ndarray):
             arrays[value.ctypes.data] = value.nbytes
     measured = sum(arrays.values())
-    assert agent.stored_hidden_size == 4 * 128
+    assert agent.stored_hidden_dim == 4 * 128
     assert measured / rows <= 2200
     assert measured == pytest.approx(Buffer.bytes_needed(rows, 15, 3, 4 * 128), rel=0.02)
-    assert make_agent(TD3, hopper, core_size=128, hidden_init="zero", **RECURRENT).stored_hidden_size == 0
+    assert make_agent(TD3, hopper, core_size=128, hidden_init="zero", **RECURRENT).stored_hidden_dim == 0
     half = Buffer(1000, 15, 3, 512, precision="float16")
     assert half.hidden.numel() * half.hidden.element_size() == Buffer.bytes_needed(1000, 15, 3, 512, "float16") - \
         Buffer.bytes_needed(1000, 15, 3, 0)
@@ -386,43 +390,31 @@ def test_select_is_the_same_windows_trimmed():
     """A minibatch of windows: their fields as they were, no longer than the longest of them."""
     buffer, game = toy(100, 60)
     rollout = buffer.windows(7, 2)
-    lengths = rollout.mask.sum((1, 2))
+    lengths = rollout.mask.sum(1)
     windows = torch.nonzero(lengths <= 4)[:, 0].flip(0)
-    batch = rollout.select(windows)
+    batch, steps = rollout.select(windows)
     L = int(lengths[windows].max())
-    assert batch.mask.shape == (len(windows), L, 1) and L < rollout.mask.shape[1]
+    assert batch.mask.shape == (len(windows), L) and L < rollout.mask.shape[1]
     assert batch.history.shape[1] == batch.index.shape[1] == L + 1
     check_windows(batch, game, 2)
     assert torch.equal(batch.real, batch.mask.flatten().nonzero()[:, 0]) and len(batch.real) == batch.steps
-    assert rollout.select(torch.nonzero(lengths == 7)[:, 0]).real is None          # nothing to skip
+    assert rollout.select(torch.nonzero(lengths == 7)[:, 0])[0].real is None       # nothing to leave behind
+    for name in ("action", "reward", "not_done", "end"):
+        assert torch.equal(getattr(batch, name), getattr(rollout, name)[steps])
     for k, w in enumerate(windows):
-        assert torch.equal(batch.state[k], rollout.state[w, :L])
-
-
-# ---------------------------------------------------------------------- masked mean
-
-def test_masked_mean_is_the_mean_over_real_steps():
-    """The sum over valid steps by their number: windows of different length weigh by their steps."""
-    x = torch.tensor([[1.0, 2, 3], [10, 99, 99]])[..., None]
-    mask = torch.tensor([[True, True, True], [True, False, False]])[..., None]
-    assert masked_mean(x, mask) == 16 / 4
+        assert torch.equal(batch.history[k], rollout.history[w, :L + 1])
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, 1e30])
-def test_masked_mean_ignores_padding(poison):
-    """Whatever lies there, value and gradient are those of the real steps alone."""
-    mask = torch.tensor([[True, True, False], [True, False, False]])[..., None]
-    x = torch.randn(2, 3, 1).masked_fill(~mask, poison).requires_grad_()
-    mean = masked_mean(x, mask)
-    mean.backward()
-    assert mean.item() == pytest.approx(x.detach()[mask].mean().item())
-    assert torch.equal(x.grad, mask / 3)
-
-
-def test_masked_mean_refuses_to_broadcast():
-    """(B, L) against (B, L, 1) would be (B, B, L)."""
-    with pytest.raises(AssertionError):
-        masked_mean(torch.zeros(4, 3), torch.ones(4, 3, 1, dtype=torch.bool))
+def test_what_lies_in_padding_is_left_behind(poison):
+    """Value and gradient of a mean over picked steps are those of the real steps alone, in order of time."""
+    buffer, _ = toy(100, 60)
+    batch = buffer.sample(20, 7)
+    x = torch.randn(*batch.mask.shape, 3).masked_fill(~batch.mask[..., None], poison).requires_grad_()
+    picked = batch.pick(x)
+    assert torch.equal(picked, x[batch.mask])
+    picked.mean().backward()
+    assert torch.equal(x.grad, batch.mask[..., None].expand_as(x) / (3 * batch.steps))
 
 
 # ---------------------------------------------------------------------- networks, optimizers, checkpoints
@@ -431,23 +423,15 @@ def test_masked_mean_refuses_to_broadcast():
 def test_mlp_is_n_independent_networks(hidden_layers):
     """Against nn.Linear and ReLU; `n` computes the first ones alone; initialised within nn.Linear's bounds, not alike."""
     mlp = MLP(2, 5, 7, hidden_layers, 3)
-    x = torch.randn(4, 6, 5)
+    x = torch.randn(24, 5)
     y = mlp(x)
-    assert y.shape == (2, 4, 6, 3)
+    assert y.shape == (2, 24, 3)
     for k in range(2):
         expected = x
         for i, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases)):
             expected = nn.functional.linear(expected if i == 0 else expected.relu(), weight[k].T, bias[k, 0])
         assert torch.allclose(y[k], expected, atol=1e-6)
     assert torch.allclose(mlp(x, n=1), y[:1], atol=1e-6)
-    real = torch.tensor([0, 3, 7, 23])                                 # of the 4 * 6 steps; the others are skipped
-    skipped = torch.ones(24, dtype=torch.bool).index_fill(0, real, False)
-    x = x.reshape(24, 5).masked_fill(skipped[:, None], torch.nan).view(4, 6, 5).requires_grad_()
-    some = mlp(x, real)
-    assert torch.allclose(some.view(2, 24, 3)[:, real], y.view(2, 24, 3)[:, real], atol=1e-6)
-    assert (some.view(2, 24, 3)[:, skipped] == 0).all()
-    some.sum().backward()
-    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in mlp.parameters())
     assert not torch.allclose(y[0], y[1], atol=1e-2)
     for weight, bias in zip(mlp.weights, mlp.biases):
         bound = weight.shape[1] ** -0.5
@@ -526,13 +510,14 @@ def code(name):
 
 ALGORITHMS = ["TD3.py", "DDPG.py", "SAC.py", "PPO.py", "A2C.py", "REINFORCE.py", "R2D1.py", "BCQ.py"]
 BANS = [
-    (r"\.data\b", ["cores.py", "utils.py", *ALGORITHMS], "writes behind autograd's back"),
+    (r"\.data\b", ["cores.py", "utils.py", "agent.py", "networks.py", *ALGORITHMS], "writes behind autograd's back"),
     (r"retain_graph|requires_grad\s*=\s*True|requires_grad_\(", ["cores.py", "utils.py", *ALGORITHMS], "no need"),
     (r"\blstm\b|\bgru\b|\bLSTM|\bGRU", ["utils.py", "envs.py", *ALGORITHMS], "only cores.py knows which"),
     (r"\bif\b.*\brecurrent(_actor|_critic)?\b", ["utils.py", "envs.py", *ALGORITHMS], "no `if recurrent`"),
     (r"hidden\w*\s+is\s+(not\s+)?None|hidden\w*\s*=\s*None\b", ["cores.py", "utils.py", "main.py", "flags.py", *ALGORITHMS],
      "a hidden state is never None"),
-    (r"(?<!masked_)\bmean\(|\bmse_loss\b", ["TD3.py", "DDPG.py", "SAC.py"], "masked_mean, always"),
+    (r"\bgetattr\(|\bhasattr\(", ["agent.py", "networks.py", *ALGORITHMS], "no asking what kind an agent is"),
+    (r"\bmask\b", [name for name in ALGORITHMS if name != "R2D1.py"], "padding is left behind right after the core"),
 ]
 
 
@@ -541,15 +526,6 @@ def test_style_bans(pattern, files, why):
     """What the design bans by grep."""
     found = [f"{name}:{i}: {line.strip()} ({why})" for name in files for i, line in code(name) if re.search(pattern, line)]
     assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize("name", ["PPO.py", "A2C.py", "REINFORCE.py", "R2D1.py", "BCQ.py"])
-def test_style_bare_means(name):
-    """Bare means only where there is no time axis: NumPy's flat arrays, lists of finished losses, over the actions, over the
-    numbers of an action or a latent."""
-    bare = [line for _, line in code(name) if re.search(r"(?<!masked_)\bmean\(", line)]
-    for line in bare:
-        assert re.search(r"flat_|torch\.stack\((critic|actor)_losses\)|(advantage|\))\.mean\(-1", line), line
 
 
 def test_style_ddpg_and_td3_are_line_aligned():

@@ -1,0 +1,198 @@
+"""What an agent is, whatever its algorithm: its flags of memory, its interface, and the bookkeeping of memories.
+
+An algorithm's file extends two classes: MemoryFlags by its hyper-parameters, Agent by its networks and its update. What is
+written here is not the algorithm.
+"""
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from networks import target_of
+from utils import Buffer
+
+
+def flag(default, help, low=None, high=None, role="learning"):
+    """A hyper-parameter whose command-line flag is generated: flags.py reads type, default, help and bounds from it.
+
+    Without bounds an integer is at least 1 and a float at least 0. What the flag does to a run is its role:
+
+        role        it changes                                  in a run's name   the same with --resume   --test
+        learning    what is learned                             yes               yes                      as it was trained
+        measuring   what is written about it                    no                yes                      as it was trained
+        machine     what it runs on, and so the last bits       no                yes                      as it was trained
+        handling    none of this: where files go, what is kept  no                may differ               as given now
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
+
+
+@dataclass
+class MemoryFlags:
+    """The hidden-state vocabulary, the same for every algorithm. Each algorithm's HyperParameters extend it."""
+    recurrent_actor: bool = flag(False, "give the actor a recurrent core (--recurrent: actor and critic)")
+    recurrent_critic: bool = flag(False, "give the critic a recurrent core (--recurrent: actor and critic)")
+    core: Literal["lstm", "gru", "mingru"] = flag("lstm", "which recurrent core")
+    core_size: int = flag(64, "units of the recurrent core")
+    memory_input: Literal["obs", "obs_action", "obs_action_reward"] = flag(
+        "obs_action", "what the core reads at each step, besides the observation: previous action, previous reward")
+    core_lr: float | None = flag(None, "learning rate of the recurrent cores (default: that of their network)")
+    seq_len: int | Literal["full"] = flag(
+        1, "steps in a training window: back-propagation goes no further; full = whole episodes")
+    hidden_init: Literal["stored", "zero"] = flag("zero", "start state of a training window: as stored while acting, or zero")
+    burn_in: int = flag(0, "unroll up to this many steps before each window, without gradient, to warm up its start state", low=0)
+    hidden_refresh: bool = flag(False, "after each update write the recomputed hidden states back into the buffer")
+    stored_precision: Literal["float32", "float16"] = flag(
+        "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
+    critic_hidden: Literal["own", "actor", "zero"] = flag(
+        "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
+
+
+class Agent:
+    """An agent with an actor and a critic, each with a core (cores.py). One class may be both networks at once.
+
+    `hidden` is the memory of both: the actor's and, if the critic remembers while acting, the critic's, side by side. Outside
+    it is one opaque vector of `hidden_dim` numbers.
+
+    A subclass writes `choose` and `train`, and changes what differs of the rest.
+    """
+    discrete, continuous = False, True      # which actions it can take
+    offline = False                         # True: it learns from recorded episodes and never acts while training
+    buffer_class = Buffer
+    numbers = ()                            # names of the numbers that belong to a model, besides the networks' weights
+
+    def __init__(self, spec, cfg, seed, device, actor, critic):
+        self.spec, self.cfg, self.device = spec, cfg, device
+        self.actor, self.critic = actor.to(device), critic.to(device)
+        self.targets = []                   # (network, its target)
+        self.rng = np.random.default_rng(seed)
+        self.steps, self.steps_trained = 0, 0           # steps taken in the environment; stored steps trained on
+        # The critic's memory is advanced while acting only if windows start from it
+        self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
+
+    def target_of(self, network):
+        """A target network, a copy of `network` as it is now."""
+        self.targets.append((network, target_of(network)))
+        return self.targets[-1][1]
+
+    # ------------------------------------------------------------------ what differs between algorithms
+
+    def choose(self, features, explore):
+        """The action, an array (N, action_dim), from the features (N, feature_size) of the actor's core."""
+        raise NotImplementedError
+
+    def train(self, buffer):
+        """One update. Returns its losses, a dictionary of numbers."""
+        raise NotImplementedError
+
+    def values(self, features, batch):
+        """The critic's values of a batch's N steps, (N, n) or (2, N, n), from its core's features (N, feature_size)."""
+        return self.critic.head(features, batch.action)
+
+    def ready(self, buffer):
+        """Is an update due? As many are as keep `replay_ratio` stored steps trained on per step in the environment."""
+        return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
+
+    def buffer_size(self):
+        """Rows of the buffer: a step takes at most two."""
+        return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)
+
+    # ------------------------------------------------------------------ memory
+
+    @property
+    def hidden_dim(self):
+        """Width of the memory while acting."""
+        return self.actor.core.hidden_dim + self.critic_remembers * self.critic.core.hidden_dim
+
+    @property
+    def stored_hidden_dim(self):
+        """Width of the memory that the buffer keeps of each step: 0 where windows never start from a stored state."""
+        return self.hidden_dim if self.cfg.hidden_init == "stored" else 0
+
+    def split(self, hidden):
+        """The actor's and the critic's part of a memory (N, hidden_dim)."""
+        return hidden.tensor_split([self.actor.core.hidden_dim], -1)
+
+    @torch.no_grad()
+    def act(self, history, hidden, explore=True):
+        """Act in N environments. The memory advances on every step, those with random actions included.
+
+        Args:
+            history: array (N, row), what is perceived now
+            hidden: array (N, hidden_dim), the memory before it
+        Returns:
+            action (N, action_dim) and next_hidden (N, hidden_dim), arrays
+        """
+        history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
+        hidden_actor, hidden_critic = self.split(torch.as_tensor(hidden, device=self.device))
+        features, next_hidden = self.actor.core(history, hidden_actor)
+        if self.critic_remembers:
+            next_hidden = torch.cat([next_hidden, self.critic.core(history, hidden_critic)[1]], -1)
+        action = self.choose(features[:, 0], explore)
+        self.steps += explore * len(action)
+        return action, next_hidden.cpu().numpy()
+
+    @torch.no_grad()
+    def start_hidden(self, batch, network):
+        """A network's memory at the first trained step of each window, (B, its core's hidden_dim), without gradient.
+
+        --hidden_init and --critic_hidden say from which memory a window starts, or the steps burned in before it. --burn_in
+        carries that over those steps with the network's own weights, so online and target networks each get their own.
+        """
+        whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden
+        if self.cfg.hidden_init == "zero" or whose == "zero":
+            hidden = batch.history.new_zeros(len(batch.history), network.core.hidden_dim)
+        else:
+            memory_actor, memory_critic = self.split(batch.hidden)
+            hidden = memory_critic if whose == "own" else memory_actor
+        return network.core.burn_in(batch.past, batch.past_length, hidden)
+
+    @torch.no_grad()
+    def refresh_hidden(self, buffer, batch):
+        """--hidden_refresh: write the windows' memories back, recomputed with the weights as they are after the update.
+
+        The first one comes from the burn-in. Without --burn_in it stays as it was stored, since the window starts from it.
+        """
+        if not self.cfg.hidden_refresh:
+            return
+        networks = [self.actor, self.critic] if self.critic_remembers else [self.actor]
+        states = [network.core.states(batch.history, self.start_hidden(batch, network)) for network in networks]
+        buffer.write_hidden(batch, torch.cat(states, -1))                       # (B, L + 1, hidden_dim)
+
+    # ------------------------------------------------------------------ the pace of learning
+
+    def sample(self, buffer):
+        """Draw windows of stored steps, `batch_size` steps together, and count them."""
+        batch = buffer.sample(self.cfg.batch_size, self.cfg.seq_len, self.cfg.burn_in)
+        self.steps_trained += batch.steps
+        return batch
+
+    def decay_lr(self):
+        """--lr_decay: set the learning rates to what they began with times the part of the run that remains."""
+        if self.cfg.lr_decay:
+            remaining = max(0, 1 - self.steps / self.cfg.max_timesteps)
+            for optimizer in vars(self).values():
+                if isinstance(optimizer, torch.optim.Optimizer):
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["initial_lr"] * remaining
+
+    # ------------------------------------------------------------------ models
+
+    def state_dict(self):
+        """What a saved model holds: weights and numbers."""
+        networks = {"critic": self.critic} if self.actor is self.critic else {"actor": self.actor, "critic": self.critic}
+        return {**{name: network.state_dict() for name, network in networks.items()},
+                **{name: float(vars(self)[name]) for name in self.numbers}}
+
+    def load_state_dict(self, state):
+        """Take a saved model's weights and numbers. Targets begin as copies, else what is loaded would be forgotten first."""
+        if self.actor is not self.critic:
+            self.actor.load_state_dict(state["actor"])
+        self.critic.load_state_dict(state["critic"])
+        for network, target in self.targets:
+            target.load_state_dict(network.state_dict())
+        for name in self.numbers:
+            if torch.is_tensor(vars(self)[name]):
+                torch.nn.init.constant_(vars(self)[name], state[name])           # a parameter, such as SAC's temperature
+            else:
+                vars(self)[name] = state[name]
