@@ -59,24 +59,34 @@ class Batch(NamedTuple):
 
 
 class Buffer:
-    """Sequences of steps with the hidden state before each, for replay and for on-policy rollouts alike.
+    """Sequences of steps with the memory before each, for replay and for on-policy rollouts alike.
 
-    One stream (a ring) per environment. A stream is a chain of rows; a row is what the agent perceived at one time:
+    One environment, two episodes, the second of which is running. A column is a row of the buffer:
 
-        [ observation | previous action | previous reward | previous step terminated ]    and    hidden state
+        position       0     1     2     3  |  4     5     6     7     8
+        state         s0    s1    s2    s3  | s0    s1    s2    s3    s4        what was perceived, and with it
+        action         -    a0    a1    a2  |  -    a0    a1    a2    a3        the action and the reward that came before,
+        reward         -    r0    r1    r2  |  -    r0    r1    r2    r3
+        terminated     -     0     0     1  |  -     0     0     0     0        whether that was the end,
+        hidden        h0    h1    h2    h3  | h0    h1    h2    h3    h4        and the memory before state and past are read
 
-    An episode of T steps is T + 1 rows: its first holds the reset observation, its last the true final observation, so
-    no observation is stored twice, and step t is row t (state, hidden) together with row t + 1 (action, reward, next
-    state). Truncation is no field at all: a truncated episode ends, but its last row does not say terminated.
+        steps            0     1     2      |     0     1     2     3           step t: row t and the row after it
+        a window of 3                              [-----------]                rows 5, 6, 7 are its states, row 8 the next one
 
-    Which windows are sampled, so that every stored step is trained on equally often: a window of L steps may begin at any
-    step, and also up to L - 1 steps *before* its episode, of which only the part inside is used. So each step lies in
-    exactly L of these windows, first and last steps of an episode included, and drawing them uniformly is fair.
-    It takes no scan: a draw is an index into (rows) + (episodes x (L - 1)).
+    - An episode of T steps is T + 1 rows. The first is what the reset gave, the last is the true final state, which no action
+      follows. So no state is stored twice, though it is the next state of one step and the state of another.
+    - `terminated` stands in the row after a step. An episode that was cut short (truncated) ends, too, but its last row does
+      not say terminated.
+    - A stream is a ring of rows, one for each environment. When it is full, the newest row takes the place of the oldest.
+    - A window never crosses an episode's end. Windows of a batch are filled up with padding, see Batch.
+
+    Every stored step is equally likely to be trained on. A window of L steps may begin at any step, and also up to L - 1 steps
+    *before* its episode, of which only the part inside is used. So each step lies in exactly L of the windows that can be
+    drawn, the first and the last of an episode included. A draw is an index into (rows) + (episodes x (L - 1)): no scan.
 
     Args:
         size: rows in memory, over all streams (one per step, and one more per episode)
-        state_dim, action_dim, hidden_dim: widths of one row's parts
+        state_dim, action_dim, hidden_dim: widths of a row's parts
         num_envs: number of streams
         seed: of the generator that draws windows
         device: where batches are delivered
