@@ -31,7 +31,11 @@ class MLP(nn.Module):
         n = n or self.n
         x = x.expand(n, -1, -1)                                        # (n, N, in)
         for i, (weight, bias) in enumerate(self.layers):
-            x = torch.baddbmm(bias[:n], x if i == 0 else torch.relu(x), weight[:n])
+            x = x if i == 0 else torch.relu(x)
+            if weight.shape[-1] == 1:                                  # as a batched product, 5 to 12 times as slow on AMD
+                x = (x * weight[:n].transpose(1, 2)).sum(-1, keepdim=True) + bias[:n]
+            else:
+                x = torch.baddbmm(bias[:n], x, weight[:n])
         return x                                                       # (n, N, out)
 
 
