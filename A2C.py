@@ -113,17 +113,17 @@ class A2C(Agent):
         hidden_actor = self.start_hidden(rollout, self.actor)                   # (B, hidden_dim)
         hidden_critic = self.start_hidden(rollout, self.critic)
 
-        # Unroll the critic once over the windows' states and their last next state; the gradient is for the values of states
+        # Unroll the critic once over the windows' states and their last next state
         features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
-        value = self.critic.head(rollout.pick(features[:, :-1]))                # (N, 1), over return_scale
+        current_value = self.critic.head(rollout.pick(features[:, :-1]))        # (N, 1), over return_scale
         with torch.no_grad():
-            next_value = self.critic.head(rollout.pick(features[:, 1:]))        # (N, 1)
+            value = current_value * self.return_scale
+            next_value = self.critic.head(rollout.pick(features[:, 1:])) * self.return_scale     # (N, 1)
 
         # Compute advantages and returns, in order of time
-        scaled_value = value.detach() * self.return_scale
-        advantage = gae(*to_array(rollout.reward, scaled_value, next_value * self.return_scale, rollout.not_done, rollout.end),
+        advantage = gae(*to_array(rollout.reward, value, next_value, rollout.not_done, rollout.end),
                         cfg.discount, cfg.gae_lambda)
-        returns = advantage + to_array(scaled_value)[0]                         # (N,)
+        returns = advantage + to_array(value)[0]                                # (N,)
 
         # Divide both by the running scale of returns. It moves slower than PPO's: there are 16 times as many rollouts, each of
         # a 16th of the steps
@@ -131,8 +131,8 @@ class A2C(Agent):
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
         # Compute the critic loss
-        assert value.shape == target_value.shape
-        critic_loss = (value - target_value).square().mean()
+        assert current_value.shape == target_value.shape
+        critic_loss = (current_value - target_value).square().mean()
 
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)

@@ -37,7 +37,7 @@ class HyperParameters(MemoryFlags):
     lr: float = flag(6e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
-    tau: float = flag(0.005, "rate at which the target networks follow", high=1)
+    tau: float = flag(0.005, "rate at which the targets follow", high=1)
     # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
@@ -104,15 +104,15 @@ class DDPG(Agent):
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
         with torch.no_grad():
-            # Unroll the target networks over all of the history: a memory of the next state has read the states before it
+            # Unroll the targets over all of the history: a memory of the next state has read the states before it
             actor_features, _ = self.actor_target.core(history, target_hidden_actor)    # (B, L + 1, features)
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
             # Pick the real steps' next states, [:, 1:], and leave the padding of the windows behind
-            actor_features = batch.pick(actor_features[:, 1:])                  # (N, features)
+            next_features = batch.pick(actor_features[:, 1:])                   # (N, features)
             critic_features = batch.pick(critic_features[:, 1:])
 
-            # Select the next action according to the target policy
-            next_action = self.actor_target.head(actor_features)                # (N, action_dim)
+            # Select the next action by the target policy
+            next_action = self.actor_target.head(next_features)                 # (N, action_dim)
 
             # Compute the target Q value
             target_Q = self.critic_target.head(critic_features, next_action)    # (N, 1)
@@ -142,7 +142,7 @@ class DDPG(Agent):
         optimize(self.actor_optimizer, actor_loss)
         losses["actor_loss"] = actor_loss.detach()
 
-        # Let the target networks follow
+        # Let the targets follow
         soft_update(self.critic, self.critic_target, cfg.tau)
         soft_update(self.actor, self.actor_target, cfg.tau)
 

@@ -137,24 +137,25 @@ class REINFORCE(Agent):
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
 
-        # Unroll the baseline once over the windows' states and their last next state; the gradient is for the values of states
+        # Unroll the baseline once over the windows' states and their last next state
         features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
-        value = self.critic.head(batch.pick(features[:, :-1]))                  # (N, 1), over return_scale
+        current_value = self.critic.head(batch.pick(features[:, :-1]))          # (N, 1), over return_scale
         with torch.no_grad():
-            next_value = self.critic.head(batch.pick(features[:, 1:]))          # (N, 1)
+            scale = self.return_scale * cfg.baseline                            # without a baseline all values count as zero
+            value = current_value * scale
+            next_value = self.critic.head(batch.pick(features[:, 1:])) * scale  # (N, 1)
 
         # Compute returns and advantages, in order of time
-        scale = self.return_scale * cfg.baseline
-        returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * scale * batch.not_done), cfg.discount)     # (N,)
-        advantage = returns - to_array(value * scale)[0]
+        returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * batch.not_done), cfg.discount)     # (N,)
+        advantage = returns - to_array(value)[0]
 
         # Divide both by the running scale of returns
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
         # Compute the baseline's loss
-        assert value.shape == target_value.shape
-        critic_loss = (value - target_value).square().mean()
+        assert current_value.shape == target_value.shape
+        critic_loss = (current_value - target_value).square().mean()
 
         # Optimize the baseline
         if cfg.baseline:

@@ -11,6 +11,8 @@ Deliberate differences from the paper and its reference code:
 3. In the actor's loss no gradient passes through the critic's core: its features depend on the past alone.
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
 5. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
+
+Lines marked `# TD3:` came to SAC from TD3.
 """
 import math
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ class HyperParameters(MemoryFlags):
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
-    tau: float = flag(0.005, "rate at which the target network follows", high=1)
+    tau: float = flag(0.005, "rate at which the targets follow", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
     target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the actions' dimension)",
                                         low=-1e6)
@@ -84,10 +86,10 @@ class Critic(nn.Module):
     def __init__(self, spec, cfg):
         super().__init__()
         self.core = make_core(cfg.recurrent_critic, cfg, spec)
-        self.mlp = MLP(2, self.core.feature_size + spec.action_dim, cfg.hidden_size, cfg.hidden_layers, 1)
+        self.mlp = MLP(2, self.core.feature_size + spec.action_dim, cfg.hidden_size, cfg.hidden_layers, 1)  # TD3: twins
 
     def head(self, features, action):
-        return self.mlp(torch.cat([features, action], -1))                      # (2, N, 1)
+        return self.mlp(torch.cat([features, action], -1))                      # (2, N, 1)  # TD3: twins
 
 
 class SAC(Agent):
@@ -124,34 +126,36 @@ class SAC(Agent):
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
-        # Unroll the actor once, for the next actions of the target and for the actor's own loss
+        # Unroll the actor once, for the next actions and for its own loss
         actor_features, _ = self.actor.core(history, hidden_actor)              # (B, L + 1, features)
 
         with torch.no_grad():
-            # Unroll the target network over all of the history: a memory of the next state has read the states before it
-            critic_features, _ = self.critic_target.core(history, target_hidden_critic)     # (B, L + 1, features)
+            # Unroll the targets over all of the history: a memory of the next state has read the states before it
+            critic_features, _ = self.critic_target.core(history, target_hidden_critic)
             # Pick the real steps' next states, [:, 1:], and leave the padding of the windows behind
             next_features = batch.pick(actor_features[:, 1:])                   # (N, features)
             critic_features = batch.pick(critic_features[:, 1:])
 
-            # Select the next action according to the policy
+            # Select the next action by the policy as it is now
             next_action, next_log_prob = self.actor.sample(next_features)       # (N, action_dim), (N, 1)
 
-            # Compute the target Q value: the smaller of the twins, and the entropy of what comes
-            target_Q = self.critic_target.head(critic_features, next_action)    # (2, N, 1)
-            target_Q = target_Q.min(0).values - alpha * next_log_prob
+            # Compute the target Q value
+            target_Q = self.critic_target.head(critic_features, next_action)    # (2, N, 1)  # TD3: twins
+            target_Q = target_Q.min(0).values                                   # TD3: the smaller of the twins
+            target_Q = target_Q - alpha * next_log_prob                         # and what the next action's entropy is worth
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
         # Get the current Q estimates
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
-        current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)
+        current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)  # TD3: twins
         assert current_Q.shape[-2:] == target_Q.shape
 
         # Compute the critic loss
-        critic_loss = (current_Q - target_Q).square().sum(0).mean()
+        critic_loss = (current_Q - target_Q).square().sum(0).mean()             # TD3: sum over the twins
 
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
+        losses = {"critic_loss": critic_loss.detach()}
 
         # Compute the actor loss, with the critic's features as they are now. No gradient passes through the critic's core:
         # it has read the past, which the actor's new action does not change
@@ -163,14 +167,15 @@ class SAC(Agent):
 
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss)
+        losses["actor_loss"] = actor_loss.detach()
 
         # Optimize the temperature: entropy is worth more while there is less of it than wanted
         alpha_loss = -self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
         optimize(self.alpha_optimizer, alpha_loss)
 
-        # Let the target network follow
+        # Let the targets follow
         soft_update(self.critic, self.critic_target, cfg.tau)
 
         # Refresh the stored hidden states of these windows with the new weights
         self.refresh_hidden(buffer, batch)
-        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach(), "alpha": alpha}
+        return {**losses, "alpha": alpha}
