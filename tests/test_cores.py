@@ -5,17 +5,21 @@ import pytest
 import torch
 from conftest import Plain
 
-from cores import MemoryFlags, make_core, start_hidden
-from utils import MLP, Batch
+from agent import Agent, MemoryFlags
+from cores import make_core
+from envs import EnvSpec
+from networks import MLP
+from utils import Batch
 
 S, A, ROW = 3, 2, 6
+SPEC = EnvSpec(S, A, False)
 RECURRENT_CORES = ["lstm", "gru", "mingru"]
 CORES = [*RECURRENT_CORES, "none"]
 
 
 def core_of(name, memory_input="obs_action_reward", size=5):
     flags = MemoryFlags(core="lstm" if name == "none" else name, core_size=size, memory_input=memory_input)
-    return make_core(name != "none", flags, S, A)
+    return make_core(name != "none", flags, SPEC)
 
 
 def step_by_step(core, history, hidden):
@@ -197,13 +201,15 @@ def test_hidden_size(name, size):
                                                         ("zero", "own")])
 def test_start_states(hidden_init, critic_hidden, burn_in):
     """--hidden_init and --critic_hidden choose the start, --burn_in carries it on with each network's own weights."""
-    actor, critic = SimpleNamespace(core=core_of("lstm")), SimpleNamespace(core=core_of("lstm"))
+    actor, critic = (type(name, (torch.nn.Module,), {})() for name in ("Actor", "Critic"))
+    actor.core, critic.core = core_of("lstm"), core_of("lstm")
     flags = MemoryFlags(hidden_init=hidden_init, critic_hidden=critic_hidden, burn_in=burn_in)
+    agent = Agent(SPEC, flags, 0, "cpu", actor, critic)
     stored = torch.randn(3, 20)
     lengths = torch.tensor([burn_in, 0, burn_in // 2])
-    batch = Batch(*[None] * 13)._replace(history=torch.randn(3, 5, ROW), past=torch.randn(3, burn_in, ROW),
-                                         past_length=lengths, hidden=stored)
-    hidden_actor, hidden_critic = start_hidden(batch, actor, critic, flags)
+    batch = Batch(*[None] * len(Batch._fields))._replace(history=torch.randn(3, 5, ROW), past=torch.randn(3, burn_in, ROW),
+                                                         past_length=lengths, hidden=stored)
+    hidden_actor, hidden_critic = agent.start_hidden(batch, actor), agent.start_hidden(batch, critic)
     start_actor = stored[:, :10] if hidden_init == "stored" else torch.zeros(3, 10)
     start_critic = {"own": stored[:, 10:], "actor": stored[:, :10], "zero": torch.zeros(3, 10)}[critic_hidden]
     start_critic = start_critic if hidden_init == "stored" else torch.zeros(3, 10)
