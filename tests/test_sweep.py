@@ -309,7 +309,7 @@ def test_time_left():
     runs = some_runs("abcd")
     for run in runs[:2]:
         run.state, run.attempts, run.seconds = "done", 1, 60.0
-    runs[2].state, runs[2].began = "running", time.time() - 50
+    runs[2].state, runs[2].began = "running", time.monotonic() - 50
     assert sweep.Display(runs).count(1) == "2 done, 1 running, 0 failed, 1 waiting, about 1 min left"
     runs[0].seconds = runs[1].seconds = 605
     assert sweep.Display(runs).count(9).endswith("about 10 min left")  # two runs, so no more than two of the cores
@@ -319,7 +319,7 @@ def test_table_on_a_terminal(capsys, monkeypatch, tmp_path):
     """It is drawn over itself, is no wider and no higher than the terminal, and what happened stays above it."""
     runs = some_runs([str(tmp_path / name) for name in "abc"])
     for run in runs[:2]:
-        run.state, run.began = "running", time.time() - 90
+        run.state, run.began = "running", time.monotonic() - 90
         (tmp_path / f"{os.path.basename(run.path)}.log").write_text(f"step 1\nstep 2 of {run.path}, slowly\n")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for width, height, rows in ((79, 24, 3), (30, 4, 2)):
