@@ -168,7 +168,7 @@ class Checked(gym.Wrapper):
             number = np.asarray(reward, float).item()
         except (ValueError, TypeError):                                # several numbers, or none
             number = np.nan
-        if not abs(number) <= LARGEST:                                 # nor is NaN
+        if not abs(number) <= float(LARGEST):                          # nor is NaN
             raise self.fault(f"its reward is {one_line(reward)}, not a finite number")
         return self.checked(observation), number, terminated, truncated, {}
 

@@ -494,6 +494,31 @@ def test_discrete_observations_are_kept_raw_and_seen_one_hot(world):
     world(*OFFLINE, "--env", "TestNumbers-v0", "--dataset", "symbols/random-v0")
 
 
+class Bounded(Mixed):
+    """Its last two actions are a whole number and one that has no choice; or all are whole numbers."""
+
+    def __init__(self, dtype=np.float32):
+        super().__init__()
+        self.action_space = gym.spaces.Box(np.array([-3, 0, 7], dtype), np.array([3, 255, 7], dtype), dtype=dtype)
+
+
+gym.register("TestNoChoice-v1", "test_BCQ:Bounded", max_episode_steps=8)
+gym.register("TestWhole-v1", "test_BCQ:Bounded", max_episode_steps=8, kwargs=dict(dtype="int64"))
+
+
+@pytest.mark.parametrize("env_id", ["TestNoChoice-v1", "TestWhole-v1"])
+def test_an_own_recording_of_any_actions_is_learnt_from(env_id, world, tmp_path):
+    """Equal bounds in a dimension, and whole numbers: what was recorded are the environment's actions, what is read are the
+    agent's, all of them finite."""
+    env = record(env_id, "x/random-v0", 60)
+    recorded = [episode.actions for episode in minari.load_dataset("x/random-v0")]
+    for actions, episode in zip(recorded, data.load("x/random-v0", env, 0)):
+        assert actions.dtype == env.unwrapped.action_space.dtype and (actions[:, 2] == 7).all()
+        assert np.isfinite(episode.action).all() and (abs(episode.action) <= 1).all() and (episode.action[:, 2] == 0).all()
+        np.testing.assert_allclose(env.env.action(episode.action), actions, rtol=1e-5, atol=1e-5)
+    world(*OFFLINE, "--env", env_id, "--dataset", "x/random-v0")
+
+
 def test_observations_of_several_parts_are_not_recorded(world, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         world(*ONLINE, "--env", "TestNumberPairs-v0", "--record", "pairs/td3-v0")
@@ -691,7 +716,7 @@ def test_a_data_set_with_nan(what, value, refused):
 
 def test_a_data_set_of_another_environment(refused):
     record("Pendulum-v1", "x-v0", 30)
-    refused([*OFFLINE, "--dataset", "x-v0"], ["recorded in Pendulum-v1, not in TestMixed-v0", "--env Pendulum-v1"])
+    refused([*OFFLINE, "--dataset", "x-v0"], ["recorded in Pendulum-v1, not in TestMixed-v0", "--env Pendulum-v1", "MODULE:Pendulum-v1"])
 
 
 @pytest.mark.parametrize("what, shown", [("observation_space", "observations in Box(-inf, inf, (4,)"),
