@@ -510,13 +510,13 @@ gym.register("TestWhole-v1", "test_BCQ:Bounded", max_episode_steps=8, kwargs=dic
 def test_an_own_recording_of_any_actions_is_learnt_from(env_id, world, tmp_path):
     """Equal bounds in a dimension, and whole numbers: what was recorded are the environment's actions, what is read are the
     agent's, all of them finite."""
-    env = record(env_id, "x/random-v0", 60)
-    recorded = [episode.actions for episode in minari.load_dataset("x/random-v0")]
-    for actions, episode in zip(recorded, data.load("x/random-v0", env, 0)):
+    env = record(env_id, "toys/random-v0", 60)
+    recorded = [episode.actions for episode in minari.load_dataset("toys/random-v0")]
+    for actions, episode in zip(recorded, data.load("toys/random-v0", env, 0)):
         assert actions.dtype == env.unwrapped.action_space.dtype and (actions[:, 2] == 7).all()
         assert np.isfinite(episode.action).all() and (abs(episode.action) <= 1).all() and (episode.action[:, 2] == 0).all()
         np.testing.assert_allclose(env.env.action(episode.action), actions, rtol=1e-5, atol=1e-5)
-    world(*OFFLINE, "--env", env_id, "--dataset", "x/random-v0")
+    world(*OFFLINE, "--env", env_id, "--dataset", "toys/random-v0")
 
 
 def test_observations_of_several_parts_are_not_recorded(world, capsys, tmp_path):
@@ -716,7 +716,8 @@ def test_a_data_set_with_nan(what, value, refused):
 
 def test_a_data_set_of_another_environment(refused):
     record("Pendulum-v1", "x-v0", 30)
-    refused([*OFFLINE, "--dataset", "x-v0"], ["recorded in Pendulum-v1, not in TestMixed-v0", "--env Pendulum-v1", "MODULE:Pendulum-v1"])
+    refused([*OFFLINE, "--dataset", "x-v0"],
+            ["recorded in Pendulum-v1, not in TestMixed-v0", "--env Pendulum-v1", "MODULE:Pendulum-v1"])
 
 
 @pytest.mark.parametrize("what, shown", [("observation_space", "observations in Box(-inf, inf, (4,)"),

@@ -545,7 +545,9 @@ def test_an_environment_that_fails_in_a_test(tmp_path, refused, capsys, monkeypa
 
 def test_an_agent_that_has_diverged_is_not_the_environments_fault(tmp_path, capsys, monkeypatch):
     """This environment returns its action: NaN where the agent's is."""
-    monkeypatch.setattr(test_envs.Counter, "observe", lambda self: np.full(4, self.actions[-1] if self.actions else 0, np.float32))
+    def observe(self):
+        return np.full(4, self.actions[-1] if self.actions else 0, np.float32)
+    monkeypatch.setattr(test_envs.Counter, "observe", observe)
     with pytest.raises(SystemExit) as stop:
         main.main([*tiny("TD3", "TestCounter-v0"), "--lr", "1e30", "--results_dir", str(tmp_path)])
     error = capsys.readouterr().err
