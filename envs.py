@@ -58,6 +58,7 @@ KEEP = {
 REGISTERED_BY = [("Bullet", "pybullet_envs_gymnasium", "pybullet-envs-gymnasium"), ("popgym-", "popgym", "popgym")]
 DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
 LARGEST = np.finfo(np.float32).max                                     # what an agent reads is kept as float32
+NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -110,7 +111,7 @@ def where(error):
     """The last line of the environment's own code that an error came through, ' (file, line, function)', or ''."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
-    beyond = [frame for frame in frames[ours[-1] + 1:] if not frame.filename.startswith(("<", os.path.dirname(gym.__file__)))]
+    beyond = [frame for frame in frames[ours[-1] + 1:] if not frame.filename.startswith(("<", *NOT_THEIRS))]
     own = [frame for frame in beyond if not frame.filename.startswith(INSTALLED)] or beyond
     return f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
 
