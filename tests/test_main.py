@@ -544,14 +544,23 @@ def test_an_environment_that_fails_in_a_test(tmp_path, refused, capsys, monkeypa
 
 
 def test_an_agent_that_has_diverged_is_not_the_environments_fault(tmp_path, capsys, monkeypatch):
-    """This environment returns its action: NaN where the agent's is."""
+    """This environment returns its action, which is NaN since the weights are."""
     def observe(self):
         return np.full(4, self.actions[-1] if self.actions else 0, np.float32)
     monkeypatch.setattr(test_envs.Counter, "observe", observe)
+    cls = importlib.import_module("TD3").TD3
+    train = cls.train
+
+    def diverge(self, buffer):
+        losses = train(self, buffer)
+        if self.steps > 110:
+            torch.nn.utils.vector_to_parameters(torch.full((10 ** 6,), math.nan), self.actor.parameters())
+        return losses
+    monkeypatch.setattr(cls, "train", diverge)
     with pytest.raises(SystemExit) as stop:
-        main.main([*tiny("TD3", "TestCounter-v0"), "--lr", "1e30", "--results_dir", str(tmp_path)])
+        main.main([*tiny("TD3", "TestCounter-v0"), "--results_dir", str(tmp_path)])
     error = capsys.readouterr().err
-    assert stop.value.code == 1 and "a smaller --lr may help" in error and "TestCounter-v0:" not in error
+    assert stop.value.code == 1 and "the largest weight is nan" in error and "TestCounter-v0:" not in error
 
 
 def test_an_environment_without_a_time_limit(tmp_path, capsys):
