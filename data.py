@@ -166,7 +166,8 @@ def load(name, env, seed):
     if isinstance(inner, gym.wrappers.FlattenObservation):
         inner, see = inner.env, inner.observation                      # discrete ones are seen one-hot
     if source is not None and source.id != env_id:
-        refuse(f"was recorded in {source.id}, not in {env_id}; give --env {source.id} or another data set")
+        refuse(f"was recorded in {source.id}, not in {env_id}; give --env {source.id}, or MODULE:{source.id} if only "
+               "a module knows it, or another data set")
     for what, there, here in (("observations", space, inner.observation_space), ("actions", actions, inner.action_space)):
         if not same_space(there, here):
             refuse(f"has {what} in {describe(there)}, {env_id} has them in {describe(here)}; give the --env it was recorded in")

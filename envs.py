@@ -12,8 +12,12 @@ that package is installed.
 
 Observations that are discrete, or several discrete numbers, are seen one-hot, side by side.
 
-Actions: an agent always acts in [-1, 1]^n, scaled here to the environment's own, possibly asymmetric, bounds. For a
-discrete environment it acts with a one-hot vector, so that buffer and memory treat both alike.
+Actions: an agent always acts in [-1, 1]^n, scaled here to the environment's own, possibly asymmetric, bounds, and rounded
+where these are of whole numbers. For a discrete environment it acts with a one-hot vector, so that buffer and memory treat
+both alike.
+
+An id may name the module that registers it, MODULE:ID. The module is looked for in the current folder, too. What an
+environment returns is checked at every step (Checked): a run ends with one line at the first thing that cannot be used.
 """
 import contextlib
 import ctypes
@@ -21,6 +25,9 @@ import difflib
 import importlib
 import os
 import sys
+import sysconfig
+import traceback
+import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -50,6 +57,9 @@ KEEP = {
 # What registers its ids only when it is imported: a part of the id, the module, the package that brings it
 REGISTERED_BY = [("Bullet", "pybullet_envs_gymnasium", "pybullet-envs-gymnasium"), ("popgym-", "popgym", "popgym")]
 DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
+LARGEST = np.finfo(np.float32).max                                     # what an agent reads is kept as float32
+NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 class EnvSpec(NamedTuple):
@@ -88,9 +98,93 @@ class Cue(gym.Env):
         return np.array([0, self.t == self.delay], np.float32), float(last and right), last, False, {}
 
 
-for delay in (10, 30, 100):
-    gym.register(f"Cue{delay}-v0", "envs:Cue", kwargs=dict(delay=delay))     # by name: a data set can hold that
-    gym.register(f"CueDiscrete{delay}-v0", "envs:Cue", kwargs=dict(delay=delay, discrete=True))
+for delay in (10, 30, 100):                                            # by name: a data set can hold that
+    for name, discrete in (("Cue", False), ("CueDiscrete", True)):     # an episode ends by itself, before the limit
+        gym.register(f"{name}{delay}-v0", "envs:Cue", max_episode_steps=delay + 2, kwargs=dict(delay=delay, discrete=discrete))
+
+
+class Faulty(Exception):
+    """An environment has raised an error, or has returned what no agent can use. Its text is one line."""
+
+
+def where(error):
+    """The last line of the environment's own code that an error came through, ' (file, line, function)', or ''."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
+    beyond = [frame for frame in frames[ours[-1] + 1:] if not frame.filename.startswith(("<", *NOT_THEIRS))]
+    own = [frame for frame in beyond if not frame.filename.startswith(INSTALLED)] or beyond
+    return f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
+
+
+def one_line(thing):
+    """Its text, in one line that is not too long."""
+    text = " ".join(str(thing).split())
+    return text if len(text) <= 200 else text[:200] + " ..."
+
+
+def objection(space, value):
+    """What is wrong with an observation of a space, or None. The bounds of a Box may be left, but not by NaN or infinity."""
+    if isinstance(space, gym.spaces.Tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(space):
+            return f"is {one_line(value)}, not a tuple of {len(space)} parts"
+        return next(filter(None, map(objection, space, value)), None)
+    if not isinstance(space, gym.spaces.Box):
+        return None if space.contains(value) else f"is {one_line(value)}, which is not in {one_line(space)}"
+    try:
+        array = np.asarray(value)
+    except ValueError:                                                 # lists of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        return f"is {one_line(value)}, not an array of numbers"
+    if array.shape != space.shape:
+        return f"has the shape {array.shape}, and its space has {space.shape}"
+    return None if (np.abs(array) <= LARGEST).all() else f"is {one_line(array)}, which is not finite"
+
+
+class Checked(gym.Wrapper):
+    """The environment itself, found out at the first step where it fails: raises Faulty.
+
+    A reward in an array or a list of its own is taken out, a list as an observation becomes an array. What the environment
+    says in `info` is of no use here, and left behind: a vector environment can fail at it.
+    """
+
+    spec = property(lambda self: self.env.spec)                        # what is recorded is the environment without this
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        try:
+            observation, _ = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self.failed(error) from error
+        return self.checked(observation), {}
+
+    def step(self, action):
+        self.t += 1
+        try:
+            observation, reward, terminated, truncated, _ = self.env.step(action)
+            terminated, truncated = bool(terminated), bool(truncated)
+        except Exception as error:
+            raise self.failed(error) from error
+        try:
+            number = np.asarray(reward, float).item()
+        except (ValueError, TypeError):                                # several numbers, or none
+            number = np.nan
+        if not abs(number) <= float(LARGEST):                          # nor is NaN
+            raise self.fault(f"its reward is {one_line(reward)}, not a finite number")
+        return self.checked(observation), number, terminated, truncated, {}
+
+    def checked(self, observation):
+        wrong = objection(self.observation_space, observation)
+        if wrong:
+            raise self.fault(f"its observation {wrong}")
+        return np.asarray(observation) if isinstance(self.observation_space, gym.spaces.Box) else observation
+
+    def failed(self, error):
+        return self.fault(f"it raised {type(error).__name__}: {one_line(error)}{where(error)}")
+
+    def fault(self, what):
+        when = f"at step {self.t} of an episode" if self.t else "when it was reset"
+        return Faulty(f"{self.unwrapped.spec.id}: {what}, {when}")
 
 
 class PartialObservation(gym.ObservationWrapper):
@@ -100,6 +194,7 @@ class PartialObservation(gym.ObservationWrapper):
         super().__init__(env)
         self.keep = np.arange(env.observation_space.shape[0])
         if observe != "full":
+            env_id = env_id.rpartition(":")[2]                         # without its module
             if env_id not in KEEP:
                 raise ValueError(f"--observe {observe}: no mask is known for {env_id}, only for {', '.join(KEEP)}; "
                                  "add a line to KEEP in envs.py")
@@ -125,19 +220,33 @@ class PartialObservation(gym.ObservationWrapper):
 
 
 class ScaleAction(gym.ActionWrapper):
-    """Agents act in [-1, 1]; clipped to that, then mapped linearly to the environment's bounds."""
+    """Agents act in [-1, 1]; clipped to that, then mapped linearly to the environment's bounds. Whole numbers are rounded."""
 
     def __init__(self, env):
         super().__init__(env)
-        self.low, self.high = env.action_space.low, env.action_space.high
+        space = env.action_space
+        self.dtype, self.whole = space.dtype, not np.issubdtype(space.dtype, np.floating)
+        self.low, self.high = (bound.astype(float) if self.whole else bound for bound in (space.low, space.high))
         self.action_space = gym.spaces.Box(-1, 1, self.low.shape, np.float32)
 
+    @staticmethod
+    def fits(space):
+        """Can actions be scaled to a space? Not if it is empty, unbounded, or so wide that there are no numbers for it."""
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.shape[0]:
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):             # inf - -inf and the like
+            width = space.high.astype(float) - space.low.astype(float)
+        return bool((width <= (np.finfo(space.dtype).max if np.issubdtype(space.dtype, np.floating) else 2 ** 53)).all())
+
     def action(self, action):
-        return self.low + (np.clip(action, -1, 1) + 1) * 0.5 * (self.high - self.low)
+        action = self.low + (np.clip(action, -1, 1) + 1) * 0.5 * (self.high - self.low)
+        return np.rint(action).astype(self.dtype) if self.whole else action
 
     def inverse(self, action):
-        """The agent's action (..., n) that the environment's comes from."""
-        return np.clip((action - self.low) / (self.high - self.low) * 2 - 1, -1, 1)
+        """The agent's action (..., n) that the environment's comes from; 0 where it has no choice."""
+        choice = self.high > self.low
+        width = np.where(choice, self.high - self.low, 1)
+        return np.where(choice, np.clip((action - self.low) / width * 2 - 1, -1, 1), 0)
 
 
 class OneHotAction(gym.ActionWrapper):
@@ -171,61 +280,100 @@ def quiet():
             os.close(descriptor)
 
 
-def make_env(env_id, wrap=None, render=False, **observation):
+def register(env_id):
+    """Import what registers an id: the module before its colon, or one that is known to. Raises ImportError, with one line, if
+    there is none; what else the module's own code raises."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())                               # last: it hides nothing that is installed
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name not in (module, module.split(".")[0]):       # one that the module itself lacks
+                raise
+            raise ImportError(f"there is no module '{module}', neither in {os.getcwd()} nor installed") from None
+    for part, known, package in [] if module else REGISTERED_BY:
+        if part in name:
+            try:
+                with quiet():
+                    importlib.import_module(known)
+            except ModuleNotFoundError:
+                raise ImportError(f"it needs a package; pip install {package}") from None
+
+
+def for_agent(env, env_id, observation):
+    """Wrappers that let an agent act and see. Raises ValueError, with one line, if there are none for an environment's spaces."""
+    def usable(space):
+        return isinstance(space, (gym.spaces.Box, *DISCRETE_SPACES)) and \
+            (not isinstance(space, gym.spaces.Tuple) or len(space) and all(map(usable, space)))
+    space, actions = env.observation_space, env.action_space
+    if isinstance(space, DISCRETE_SPACES) and usable(space):
+        env = gym.wrappers.FlattenObservation(env)                     # one-hot
+        space = env.observation_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.shape[0]:
+        raise ValueError(f"{env_id}: its observation is {one_line(space)}; only a Box of one axis, not empty, or discrete "
+                         "numbers, can be used")
+    if isinstance(actions, gym.spaces.Discrete):
+        env = OneHotAction(env)
+    elif ScaleAction.fits(actions):
+        env = ScaleAction(env)
+    else:
+        raise ValueError(f"{env_id}: its actions are {one_line(actions)}; only Discrete or a bounded Box of one axis, not empty "
+                         "and not too wide for its numbers, can be used")
+    return PartialObservation(env, env_id, **observation)
+
+
+def make_env(env_id, wrap=None, render=False, max_episode_steps=0, **observation):
     """One environment, ready for an agent: actions in [-1, 1] or one-hot, observations (state_dim,) float32.
+
+    It has been reset and taken a step, so that one that cannot be used is found here.
 
     Args:
         wrap: a wrapper around the environment itself, within those made here: it sees its own actions and observations
         render: be able to give pictures of itself
+        max_episode_steps: where an episode is truncated, in place of the environment's own limit; 0: there
         observation: observe, flicker, obs_noise, sensor_dropout
     Raises:
         ValueError: one line that says what cannot be used and what can
     """
+    module, colon, name = env_id.rpartition(":")
+    cannot = f"--video: {env_id} cannot be drawn, which takes the render mode rgb_array" if render else f"{env_id} cannot be made"
     try:
-        with quiet():
-            for part, module, package in REGISTERED_BY:
-                if part in env_id:
-                    try:
-                        importlib.import_module(module)
-                    except ModuleNotFoundError:
-                        raise ImportError(f"it needs a package; pip install {package}") from None
-            env = gym.make(env_id, **{"render_mode": "rgb_array"} if render else {})
-            env.reset(seed=0)                                          # connects; on Ant the first one differs from later ones
-            if render and not isinstance(env.render(), np.ndarray):    # or it raises what it lacks
-                raise TypeError("its pictures are no arrays")
+        register(env_id)
+        bullet = "pybullet" in str(getattr(gym.registry.get(name), "entry_point", ""))
+        hushed = quiet if bullet else contextlib.nullcontext
+        with hushed(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="gymnasium.envs.registration")    # what it says is said below, in one line
+            env = Checked(gym.make(env_id, max_episode_steps=max_episode_steps or None, disable_env_checker=True,
+                                   **{"render_mode": "rgb_array"} if render else {}))
     except Exception as error:                                         # its own code may raise anything
+        if not isinstance(error, gym.error.Error) or name in gym.registry:
+            raise ValueError(f"{cannot}: {one_line(error)}{where(error)}") from None
         with quiet(), contextlib.suppress(ImportError):
             import pybullet_envs_gymnasium  # noqa: F401
-        if isinstance(error, ImportError) or env_id.split(":")[-1] in gym.registry:
-            why = " ".join(str(error).split())
-            raise ValueError(f"--video: {env_id} cannot be drawn, which takes the render mode rgb_array: {why}" if render else
-                             f"{env_id} cannot be made: {why}") from None
-        near = difflib.get_close_matches(env_id, list(gym.registry), 3, 0.4)
+        near = [module + colon + other for other in difflib.get_close_matches(name, list(gym.registry), 3, 0.4)]
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None
-    env = wrap(env) if wrap else env
-    if isinstance(env.observation_space, DISCRETE_SPACES):
-        env = gym.wrappers.FlattenObservation(env)                     # one-hot
-    space, actions = env.observation_space, env.action_space
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"{env_id}: its observation is {type(space).__name__}{getattr(space, 'shape', None) or ''}; "
-                         "only a Box of one axis, or discrete numbers, can be used")
-    if isinstance(actions, gym.spaces.Discrete):
-        env = OneHotAction(env)
-    elif isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1 and actions.is_bounded():
-        env = ScaleAction(env)
-    else:
-        raise ValueError(f"{env_id}: its actions are {' '.join(str(actions).split())}; "
-                         "only Discrete or a bounded Box of one axis can be used")
-    return PartialObservation(env, env_id, **observation)
+    made = for_agent(env, env_id, observation)
+    try:
+        with hushed():
+            made.reset(seed=0)                                         # connects; on Ant the first one differs from later ones
+            if render and not isinstance(env.render(), np.ndarray):    # or it raises what it lacks
+                raise TypeError("its pictures are no arrays")
+            made.step(np.zeros(made.action_space.shape, np.float32))
+    except Faulty as fault:
+        raise ValueError(str(fault)) from None
+    except Exception as error:
+        raise ValueError(f"{cannot}: {one_line(error)}{where(error)}") from None
+    return for_agent(wrap(env), env_id, observation) if wrap else made
 
 
-def make_vector_env(env_id, num_envs, wrap=None, **observation):
+def make_vector_env(env_id, num_envs, wrap=None, **options):
     """`num_envs` environments stepped one after the other. At an episode's end it resets within the same step, and the
     true last observation is in info["final_obs"]. PyBullet's step is too short for worker processes to pay."""
-    with quiet():
-        make = partial(make_env, env_id, wrap, **observation)
-        return SyncVectorEnv([lambda: Replayable(make())] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    make = partial(make_env, env_id, wrap, **options)
+    return SyncVectorEnv([lambda: Replayable(make())] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def env_spec(env):

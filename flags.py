@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib
 import math
+import re
 import sys
 import typing
 from dataclasses import MISSING, dataclass, fields
@@ -22,6 +23,17 @@ OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": 
             "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
             "export": ("safetensors.torch", "safetensors")}
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
+ONE_VALUE = "a flag takes one value; sweep.py does the runs of several"
+# What flags are called in other programs
+ELSEWHERE = dict(
+    policy="algo algorithm agent", env="env_id env_name task gym_id environment", device="gpu cuda", observe="obs_mask mask",
+    lr="learning_rate step_size", discount="gamma", tau="polyak target_smoothing", core="rnn rnn_type cell cell_type",
+    core_size="lstm_size lstm_hidden_size lstm_hidden_dim gru_size rnn_size rnn_hidden_size rnn_hidden_dim",
+    hidden_size="net_arch hidden_dim units", seq_len="sequence_length bptt", max_timesteps="total_timesteps total_steps steps",
+    memory_size="buffer_size replay_size", num_envs="n_envs num_processes", start_timesteps="learning_starts warmup start_steps",
+    rollout_steps="num_steps", epochs="n_epochs update_epochs ppo_epochs", clip="clip_range clip_coef clip_ratio",
+    gae_lambda="lam lambda", entropy_coef="ent_coef", recurrent="lstm gru", results_dir="log_dir out_dir output_dir",
+    load_model="model checkpoint", test="eval evaluate play enjoy", max_episode_steps="time_limit horizon")
 
 measuring, machine, handling = (functools.partial(flag, role=role) for role in ("measuring", "machine", "handling"))
 
@@ -30,15 +42,17 @@ measuring, machine, handling = (functools.partial(flag, role=role) for role in (
 class RunFlags:
     """What is not the algorithm's own. Roles of flags: see agent.flag."""
     policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
-    env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id")
+    env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id, or MODULE:ID; the module may lie in the current folder")
     seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
     eval_freq: int = measuring(5_000, "steps between evaluations")
     eval_episodes: int = measuring(10, "episodes of an evaluation")
     observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
+    max_episode_steps: int = flag(0, "truncate episodes, in training and evaluation, after so many steps; 0: where the "
+                                     "environment does", low=0)
     flicker: float = flag(0.0, "probability that the whole observation is zero", high=1)
     obs_noise: float = flag(0.0, "standard deviation of noise on the observation")
     sensor_dropout: float = flag(0.0, "probability that an entry of the observation is zero", high=1)
-    device: str = machine("cpu", "cpu or cuda")
+    device: str = machine("cpu", "cpu, cuda, or cuda:N for one of several")
     buffer_on_device: bool = machine(False, "keep a copy of the buffer on the device, so that a batch is gathered there")
     threads: int = machine(1, "Torch threads; the networks are small: one is fastest, and leaves the other cores to other seeds",
                            high=1024)
@@ -106,7 +120,7 @@ def convert(hint, f):
             if not low <= value <= high:
                 raise ValueError
         except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}") from None
+            raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}" + f"; {ONE_VALUE}" * ("," in text)) from None
         return value
     return read
 
@@ -159,8 +173,10 @@ def parse(argv):
         if owners and module.__name__ not in owners:
             fail(f"--{name} is a flag of {' and '.join(owners)}, {module.__name__} does not use it")
         flags = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters), "recurrent": None}
-        near = difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
-        fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags"))
+        near = [flag for flag in flags if name.replace("-", "_") in ELSEWHERE.get(flag, "").split()] or \
+            difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
+        fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags" if
+                                               word.startswith("-") else f"{ONE_VALUE} (--help lists all flags)"))
     if given.get("policy", early.policy) != early.policy:
         fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 
@@ -261,12 +277,15 @@ def check(config, given, module):
             fail(f"--{name} 0 learns nothing; give a positive number")
     if config["hidden_layers"] == 0 and "hidden_size" in given:
         fail("--hidden_size is of no use with --hidden_layers 0; leave it out")
-    if config["device"] not in ("cpu", "cuda"):
-        fail(f"--device '{config['device']}' is unknown; there are cpu and cuda")
+    device = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", config["device"])
+    if not device:
+        fail(f"--device '{config['device']}' is unknown; there are cpu, cuda, and cuda:0, cuda:1 ... where there are several")
     if config["buffer_on_device"] and config["device"] == "cpu" and not config["test"]:      # a test has no buffer
         fail("--buffer_on_device needs --device cuda; on the CPU the buffer is where it is used")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: no CUDA device is available to this PyTorch; use --device cpu")
+    if config["device"] != "cpu" and not torch.cuda.is_available():
+        fail(f"--device {config['device']}: no CUDA device is available to this PyTorch; use --device cpu")
+    if device[1] and int(device[1]) >= torch.cuda.device_count():
+        fail(f"--device {config['device']}: the last CUDA device of this machine is cuda:{torch.cuda.device_count() - 1}")
 
 
 def check_actions(run, cfg, discrete):

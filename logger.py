@@ -49,12 +49,12 @@ class Logger:
     def __init__(self, path, run, config, agent, buffer):
         self.path, self.run, self.config, self.agent, self.buffer = path, run, config, agent, buffer
         self.due, self.entry, self.totals, self.counts = run.log_freq, None, {}, {}
-        self.last = (0, time.time())                                   # step and time of the last entry
+        self.last = (0, time.monotonic())                              # step and time of the last entry
         self.events, self.wandb, self.purge_step = None, None, None
 
     def begin(self, step=0, saved=None):
         """Start, or go on after a checkpoint of that step with what `save` returned. Exits with 2 if W&B cannot be had."""
-        self.last = (step, time.time())
+        self.last = (step, time.monotonic())
         if step:
             self.purge_step = step + 1
         if saved:
@@ -110,7 +110,7 @@ class Logger:
         if self.entry is None:
             return
         self.entry |= {name: total / self.counts[name] for name, total in self.totals.items()}
-        self.entry["steps_per_second"] = (step - self.last[0]) / max(time.time() - self.last[1], 1e-9)
+        self.entry["steps_per_second"] = (step - self.last[0]) / max(time.monotonic() - self.last[1], 1e-9)
         self.write(step, "train", self.entry)
         if hidden is not None and hidden.shape[1]:
             size = self.agent.actor.core.hidden_dim
@@ -118,7 +118,7 @@ class Logger:
             self.write(step, "hidden", {name: np.linalg.norm(part, axis=1).mean() for name, part in parts.items()
                                         if part.shape[1]})
         self.due = step - step % self.run.log_freq + self.run.log_freq
-        self.totals, self.counts, self.last = {}, {}, (step, time.time())
+        self.totals, self.counts, self.last = {}, {}, (step, time.monotonic())
 
     def save(self):
         """For a checkpoint."""

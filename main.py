@@ -28,7 +28,7 @@ import data
 import export
 import video
 from checkpoint import UNREPEATABLE, Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
-from envs import env_spec, make_env, make_vector_env
+from envs import Faulty, env_spec, make_env, make_vector_env
 from flags import HANDLING, check_actions, parse
 from logger import Logger
 from output import Results, commit, finished, versions
@@ -215,7 +215,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
             checkpoints.save(step, state)
 
     unit = "update" if offline else "step"
-    first = step
+    first, begun = step, None                                          # begun: step and time of the first update
     # A bar on a terminal; in a file a line per evaluation
     bar = tqdm(total=cfg.max_timesteps, initial=step, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
@@ -236,12 +236,17 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
         best = max(best, float(np.mean(returns)))
         report = f"return {np.mean(returns):.1f}"
         if bar.disable:
-            pace = (step - first) / (time.time() - started)
-            progress = f", {pace:.0f} {unit}s/s, {max(0, cfg.max_timesteps - step) / pace / 60:.1f} min left" if pace else ""
+            steps, seconds = (step - begun[0], time.monotonic() - begun[1]) if begun else (0, 0)
+            left = max(0, cfg.max_timesteps - step)
+            progress = ""
+            if steps and seconds:
+                progress = f", {steps / seconds:.0f} {unit}s/s, {left / steps * seconds / 60:.1f} min left"
             print(f"{unit} {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
         bar.set_postfix_str(report)
 
     def update():
+        nonlocal begun
+        begun = begun or (step, time.monotonic())                      # the steps before cost next to nothing
         row = staleness.measure_if_due(step) if staleness else None
         if logger:
             logger.before_update(step)
@@ -257,10 +262,9 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     def due(freq):
         return freq and step // freq > (step - cfg.num_envs) // freq
 
-    started = time.time()
-    if not saved:
-        evaluation()
     try:
+        if not saved:
+            evaluation()
         with Stop() as stop:
             for step in range(first + 1, cfg.max_timesteps + 1) if offline else interaction:
                 if offline:
@@ -277,11 +281,13 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
                 if stop.signal and step < cfg.max_timesteps:
                     bar.close()
                     raise Stopped(stop.signal, bool(checkpoints.steps()))
-    except Exception:                                                  # such as a distribution that refuses NaN
+    except Exception as error:                                         # such as a distribution that refuses NaN
         weights = [float(weight.detach().abs().max()) for weight in [*agent.actor.parameters(), *agent.critic.parameters()]]
-        if all(weight < 1e6 for weight in weights):
-            raise
         bar.close()
+        if all(weight < 1e6 for weight in weights):
+            if isinstance(error, Faulty):
+                raise Faulty(f"{error}, after {unit} {step:,} of the run; results so far are in {results.path}.csv") from error
+            raise
         fail_nan(step, {"the largest weight": np.max(weights)}, results.path, run)
     bar.close()
     if logger:
@@ -321,7 +327,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     run, cfg, module, checkpoint = parse(argv)
     seed_everything(run)
-    observation = dict(observe=run.observe, flicker=run.flicker, obs_noise=run.obs_noise, sensor_dropout=run.sensor_dropout)
+    options = {name: getattr(run, name) for name in ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps")}
     offline, envs, episodes = getattr(module, "OFFLINE", False), None, None
     recorder = data.Recorder if run.record else video.Video if run.video else None
     try:
@@ -331,7 +337,7 @@ def main(argv=None):
             video.check_free(run.video, run.overwrite)
         if run.export:
             export.check_free(run.export, run.overwrite)
-        eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **observation)
+        eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **options)
         spec = env_spec(eval_env)
         check_actions(run, cfg, spec.discrete)
         if offline and not run.test:
@@ -339,9 +345,12 @@ def main(argv=None):
                 fail(f"{run.policy} trains from a recorded data set; add --dataset NAME")
             episodes = data.load(cfg.dataset, eval_env, run.seed)
         elif not run.test:
-            envs = make_vector_env(run.env, cfg.num_envs, recorder, **observation)
+            envs = make_vector_env(run.env, cfg.num_envs, recorder, **options)
     except ValueError as error:
         fail(str(error))
+    if eval_env.spec.max_episode_steps is None:
+        print(f"note: {run.env} has no time limit, and an episode that does not end by itself goes on for ever; "
+              "--max_episode_steps N truncates it", flush=True)
     try:
         agent = getattr(module, run.policy)(spec, cfg, run.seed, run.device)
     except (RuntimeError, MemoryError):
@@ -362,6 +371,9 @@ def main(argv=None):
         print("interrupted: " + ("go on with the same command and --resume" if stopped.kept else
                                  "evaluations so far are kept, but no checkpoint"), file=sys.stderr)
         sys.exit(128 + stopped.signal)
+    except Faulty as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         kept = "" if run.test else ": evaluations so far are kept" + (", and the last model" if run.save_model else "")
         print("\n" * sys.stderr.isatty() + "interrupted" + kept, file=sys.stderr)

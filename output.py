@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,9 @@ def run_name(run, cfg, module):
     if memory != "ff":
         defaults.update(module.RECURRENT_DEFAULTS)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
-    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else str(v).replace('/', '-')}"
+    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else v}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
-    name = "_".join([run.env.replace("/", "-"), run.policy, memory, *other])
+    name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # no system has these in a name
     if len(name) > 200:                                                # a file's name ends at 255
         name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
     return f"{name}_seed={run.seed}"
@@ -63,7 +64,7 @@ class Results:
 
     def begin(self):
         """Start a new run's files in place of those of the same name."""
-        self.start, self.cpu_start = time.time(), time.process_time()
+        self.start, self.cpu_start = time.monotonic(), time.process_time()
         for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
             with contextlib.suppress(OSError):
                 os.remove(self.path + end)
@@ -80,26 +81,26 @@ class Results:
             self.written = True
 
     def add(self, step, returns, lengths):
-        seconds = time.time() - self.start
+        seconds = time.monotonic() - self.start
         self.lines += [f"{step},{episode},{ret:.3f},{length},{seconds:.1f}"
                        for episode, (ret, length) in enumerate(zip(returns, lengths))]
         self.write()
 
     def finish(self):
         """Returns whether it could be written."""
-        self.info.update(finished=True, seconds=round(time.time() - self.start, 1),
+        self.info.update(finished=True, seconds=round(time.monotonic() - self.start, 1),
                          cpu_seconds=round(time.process_time() - self.cpu_start, 1))
         self.write()
         return self.written
 
     def save(self):
         """For a checkpoint."""
-        return {"lines": self.lines, "seconds": time.time() - self.start, "cpu_seconds": time.process_time() - self.cpu_start,
+        return {"lines": self.lines, "seconds": time.monotonic() - self.start, "cpu_seconds": time.process_time() - self.cpu_start,
                 "resumed": self.info.get("resumed", [])}
 
     def restore(self, saved, step):
         """Go on where a checkpoint was written: what was evaluated after it will be evaluated again."""
-        self.lines, self.start = saved["lines"], time.time() - saved["seconds"]
+        self.lines, self.start = saved["lines"], time.monotonic() - saved["seconds"]
         self.cpu_start = time.process_time() - saved["cpu_seconds"]
         self.info["resumed"] = [*saved["resumed"], step]
         self.write()
@@ -117,8 +118,12 @@ def commit():
 
 
 def versions():
-    packages = ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium")
-    return {**{package: importlib.metadata.version(package) for package in packages}, "python": platform.python_version()}
+    """Of Python, and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium", "popgym"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def processor():

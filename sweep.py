@@ -177,8 +177,11 @@ def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout):
 
 # ---------------------------------------------------------------------- where runs are run
 
-def work(words, log, here):
-    """On a worker: one run, a process, to its end. Returns its exit code, negative if it was killed by a signal."""
+def work(words, log, here, modules=""):
+    """On a worker: one run, a process, to its end. Returns its exit code, negative if it was killed by a signal.
+
+    modules: a folder where Python finds modules, too
+    """
     with open(log, "ab") as file:
         while True:
             try:                                                       # a lock of the file, not of this process: main.py inherits
@@ -188,9 +191,11 @@ def work(words, log, here):
                 time.sleep(1)
         file.write(f"--- {time.strftime('%F %T')} on {platform.node()}: {shlex.join(words)}\n".encode())
         file.flush()
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), modules]))
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         # In a session of its own, so that a terminal's Ctrl-C is not a second signal
         process = subprocess.Popen([sys.executable, "-c", LEASH, *words], cwd=here, stdin=subprocess.DEVNULL, stdout=file,
-                                   stderr=file, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                   stderr=file, start_new_session=True, env=env)
         try:
             while process.poll() is None:                              # in short sleeps: a cancel arrives between them
                 time.sleep(0.2)
@@ -225,7 +230,8 @@ class Pool:
         return int(self.ray.cluster_resources().get("CPU", 0))
 
     def start(self, run):
-        self.running[self.work.remote(["main.py", *run.words], run.path + ".log", HERE)] = run
+        modules = os.getcwd() if ":" in run.config["env"] else ""      # main.py would look for MODULE:ID beside itself
+        self.running[self.work.remote(["main.py", *run.words], run.path + ".log", HERE, modules)] = run
 
     def wait(self):
         """Wait a second at most for a run to end. Yields those that did: run, exit code (None: it was lost), what happened."""
@@ -270,7 +276,7 @@ class Display:
         todo = states["running"] + states["waiting"]
         if took and todo and cores:
             mean = statistics.mean(took)
-            spent = sum(min(mean, time.time() - run.began) for run in self.runs if run.state == "running")
+            spent = sum(min(mean, time.monotonic() - run.began) for run in self.runs if run.state == "running")
             text += f", about {(mean * todo - spent) / min(cores, todo) / 60:.0f} min left"
         return text
 
@@ -284,7 +290,7 @@ class Display:
         if sys.stdout.isatty():
             width, height = shutil.get_terminal_size()
             rows = [self.count(cores)] + [
-                f"{(time.time() - run.began) / 60:6.1f} min  {last_line(run)[:44]:44}  {os.path.basename(run.path)}"
+                f"{(time.monotonic() - run.began) / 60:6.1f} min  {last_line(run)[:44]:44}  {os.path.basename(run.path)}"
                 for run in self.runs if run.state == "running"]
             rows = [row[:width - 1] for row in rows[:height - 2]]
             self.say("\n".join(rows))
@@ -309,13 +315,13 @@ def go(runs, pool, retries, display, keep=lambda run: None):
             cores = pool.cores()                                       # nodes come and go
             while waiting and running < cores and not stopping:
                 run = waiting.popleft()
-                run.state, run.attempts, run.began = "running", run.attempts + 1, time.time()
+                run.state, run.attempts, run.began = "running", run.attempts + 1, time.monotonic()
                 pool.start(run)
                 running += 1
             display.show(cores)
             for run, code, why in pool.wait():
                 running -= 1
-                run.seconds += time.time() - run.began
+                run.seconds += time.monotonic() - run.began
                 if code == 0:
                     run.state, what = "done", f"done in {run.seconds / 60:.1f} min"
                     keep(run)

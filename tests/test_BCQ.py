@@ -494,6 +494,31 @@ def test_discrete_observations_are_kept_raw_and_seen_one_hot(world):
     world(*OFFLINE, "--env", "TestNumbers-v0", "--dataset", "symbols/random-v0")
 
 
+class Bounded(Mixed):
+    """Its last two actions are a whole number and one that has no choice; or all are whole numbers."""
+
+    def __init__(self, dtype=np.float32):
+        super().__init__()
+        self.action_space = gym.spaces.Box(np.array([-3, 0, 7], dtype), np.array([3, 255, 7], dtype), dtype=dtype)
+
+
+gym.register("TestNoChoice-v1", "test_BCQ:Bounded", max_episode_steps=8)
+gym.register("TestWhole-v1", "test_BCQ:Bounded", max_episode_steps=8, kwargs=dict(dtype="int64"))
+
+
+@pytest.mark.parametrize("env_id", ["TestNoChoice-v1", "TestWhole-v1"])
+def test_an_own_recording_of_any_actions_is_learnt_from(env_id, world, tmp_path):
+    """Equal bounds in a dimension, and whole numbers: what was recorded are the environment's actions, what is read are the
+    agent's, all of them finite."""
+    env = record(env_id, "toys/random-v0", 60)
+    recorded = [episode.actions for episode in minari.load_dataset("toys/random-v0")]
+    for actions, episode in zip(recorded, data.load("toys/random-v0", env, 0)):
+        assert actions.dtype == env.unwrapped.action_space.dtype and (actions[:, 2] == 7).all()
+        assert np.isfinite(episode.action).all() and (abs(episode.action) <= 1).all() and (episode.action[:, 2] == 0).all()
+        np.testing.assert_allclose(env.env.action(episode.action), actions, rtol=1e-5, atol=1e-5)
+    world(*OFFLINE, "--env", env_id, "--dataset", "toys/random-v0")
+
+
 def test_observations_of_several_parts_are_not_recorded(world, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         world(*ONLINE, "--env", "TestNumberPairs-v0", "--record", "pairs/td3-v0")
@@ -550,7 +575,7 @@ def test_a_saved_policy_is_recorded(world, explore, tmp_path, capsys):
 
 
 def test_training_never_steps_the_environment(world, tmp_path, monkeypatch, capsys):
-    """All steps are those of the evaluations; what was trained from is in the JSON."""
+    """All steps but the one that make_env tries are those of the evaluations; what was trained from is in the JSON."""
     world(*ONLINE, "--record", "mixed/td3-v0")
     Mixed.steps, made = 0, buffers(monkeypatch)
     monkeypatch.setattr(main, "make_vector_env", None)
@@ -560,7 +585,7 @@ def test_training_never_steps_the_environment(world, tmp_path, monkeypatch, caps
     assert os.path.basename(path).startswith("TestMixed-v0_BCQ_lstm_") and "dataset=mixed-td3-v0" in path
     rows = [line.strip().split(",") for line in open(path)][1:]
     assert [int(row[0]) for row in rows] == [0, 0, 20, 20, 30, 30]
-    assert Mixed.steps == sum(int(row[3]) for row in rows) and len(made[0]) == 150
+    assert Mixed.steps == 1 + sum(int(row[3]) for row in rows) and len(made[0]) == 150
     info = json.load(open(path.replace(".csv", ".json")))
     description = minari.load_dataset("mixed/td3-v0").storage.metadata["description"]
     assert info["data"]["steps"] == 150 and info["finished"] and info["config"]["dataset"] == "mixed/td3-v0"
@@ -691,7 +716,8 @@ def test_a_data_set_with_nan(what, value, refused):
 
 def test_a_data_set_of_another_environment(refused):
     record("Pendulum-v1", "x-v0", 30)
-    refused([*OFFLINE, "--dataset", "x-v0"], ["recorded in Pendulum-v1, not in TestMixed-v0", "--env Pendulum-v1"])
+    refused([*OFFLINE, "--dataset", "x-v0"],
+            ["recorded in Pendulum-v1, not in TestMixed-v0", "--env Pendulum-v1", "MODULE:Pendulum-v1"])
 
 
 @pytest.mark.parametrize("what, shown", [("observation_space", "observations in Box(-inf, inf, (4,)"),

@@ -107,7 +107,7 @@ RUNS = ["TD3 --env TestSwing-v0 --staleness", "DDPG --env TestSwing-v0 --core gr
 @pytest.mark.parametrize("words", RUNS)
 def test_a_run_goes_on_to_the_same_end(words, memory, data_sets, tmp_path, capsys):  # noqa: F811
     """With the buffer on the device; interrupted once; its model, tested, repeats the best evaluation."""
-    words = f"--policy {words} {memory} --device cuda --buffer_on_device"
+    words = f"--policy {words} {memory} --device {'cuda:0' if 'TD3' in words else 'cuda'} --buffer_on_device"
     if not memory:
         words = words.replace(" --staleness", "").replace(" --core gru", "")
     if "BCQ" in words:

@@ -1,13 +1,14 @@
 """Environments: masks, action scaling, disturbed observations, episode ends in the vector environment, clear errors."""
 import subprocess
 import sys
+import textwrap
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import envs
-from envs import KEEP, OneHotAction, PartialObservation, ScaleAction, env_spec, make_env, make_vector_env
+from envs import KEEP, Faulty, OneHotAction, PartialObservation, ScaleAction, env_spec, make_env, make_vector_env
 
 # The design's table, by hand: observation size, positions, velocities
 TABLE = {
@@ -32,7 +33,8 @@ class Counter(gym.Env):
     """
 
     def __init__(self, length=5, terminates=False, observation_space=None, action_space=None):
-        self.observation_space = observation_space or gym.spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)
+        any_numbers = gym.spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)
+        self.observation_space = any_numbers if observation_space is None else observation_space
         self.action_space = action_space or gym.spaces.Box(-1, 1, (1,), np.float32)
         self.length, self.terminates, self.resets, self.actions = length, terminates, 0, []
 
@@ -71,8 +73,43 @@ class Symbols(Counter):
         return symbols if isinstance(self.observation_space, gym.spaces.Tuple) else np.array(symbols)
 
 
-def box(low, high, shape=None):
-    return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32), shape, np.float32)
+class Odd(Counter):
+    """In one of its episodes and from one of its steps on it returns something else than it should.
+
+    Args:
+        episode, at: the first of both is 1, and its reset is step 0
+        other: what it returns instead of "observation", "reward" or "info", by name
+        **spaces: as Counter's
+    """
+
+    def __init__(self, episode=1, at=0, other=(), **spaces):
+        super().__init__(**spaces)
+        self.episode, self.at, self.other = episode, at, dict(other)
+
+    def returned(self, name, right):
+        return self.other.get(name, right) if self.resets >= self.episode and self.t >= self.at else right
+
+    def reset(self, seed=None, options=None):
+        observation, info = super().reset(seed)
+        return self.returned("observation", observation), self.returned("info", info)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if "error" in self.other and self.returned("error", None):
+            raise self.other["error"]
+        return self.returned("observation", observation), self.returned("reward", reward), terminated, truncated, \
+            self.returned("info", info)
+
+
+def register_odd(monkeypatch, **kwargs):
+    """TestOdd-v0, until the test ends."""
+    limit = kwargs.pop("max_episode_steps", None)
+    monkeypatch.setitem(gym.registry, "TestOdd-v0", gym.envs.registration.EnvSpec(
+        "TestOdd-v0", Odd, max_episode_steps=limit, kwargs=kwargs))
+
+
+def box(low, high, shape=None, dtype=np.float32):
+    return gym.spaces.Box(np.array(low, dtype), np.array(high, dtype), shape, dtype)
 
 
 TOYS = {
@@ -84,6 +121,17 @@ TOYS = {
     "TestUnbounded-v0": dict(action_space=gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)),
     "TestActionMatrix-v0": dict(action_space=gym.spaces.Box(-1, 1, (2, 2), np.float32)),
     "TestAsymmetric-v0": dict(action_space=box([-1, 0, 10], [3, 1, 20])),
+    "TestWhole-v0": dict(action_space=box([-3, 0], [3, 255], dtype=np.int64)),
+    "TestByte-v0": dict(action_space=box([-128], [127], dtype=np.int8)),
+    "TestNoChoice-v0": dict(action_space=box([-1, 2, 0], [1, 2, 5])),
+    "TestFar-v0": dict(action_space=box([-3e38], [3e38])),
+    "TestFarther-v0": dict(action_space=box([-1.7e308], [1.7e308], dtype=np.float64)),
+    "TestFarWhole-v0": dict(action_space=box([-2 ** 63], [2 ** 63 - 1], dtype=np.int64)),
+    "TestNoAction-v0": dict(action_space=box([], [])),
+    "TestEmpty-v0": dict(observation_space=box([], [])),
+    "TestEmptyTuple-v0": dict(observation_space=gym.spaces.Tuple([])),
+    "TestTupleWithDict-v0": dict(observation_space=gym.spaces.Tuple([gym.spaces.Dict(x=gym.spaces.Discrete(2))])),
+    "TestEndless-v0": dict(length=10 ** 9),
     "TestDiscreteStart-v0": dict(action_space=gym.spaces.Discrete(3, start=1)),
 }
 for env_id, kwargs in TOYS.items():
@@ -171,6 +219,28 @@ def test_scale_action_leaves_symmetric_actions_alone():
         np.testing.assert_allclose(env.action(action[None]), action, atol=1e-7)
 
 
+@pytest.mark.parametrize("env_id,dtype,low,high", [("TestWhole-v0", np.int64, [-3, 0], [3, 255]),
+                                                   ("TestByte-v0", np.int8, [-128], [127])])
+def test_actions_of_whole_numbers_are_rounded(env_id, dtype, low, high):
+    env = make_env(env_id)
+    for action in np.linspace(-1.2, 1.2, 25):
+        env.step(np.full(len(low), action, np.float32))
+        acted = env.unwrapped.actions[-1]
+        assert acted.dtype == dtype and env.unwrapped.action_space.contains(acted)
+        exact = np.array(low) + (np.clip(action, -1, 1) + 1) / 2 * (np.array(high) - low)
+        assert np.all(abs(acted - exact) <= 0.5001)
+        np.testing.assert_allclose(env.env.action(env.env.inverse(acted)), acted)
+
+
+def test_an_action_without_a_choice_has_an_inverse():
+    """Equal bounds in one dimension: what an offline agent reads is a number, and leads back to the only action there is."""
+    scale = make_env("TestNoChoice-v0").env
+    action = np.array([[-1, 2, 0], [0.5, 2, 5]], np.float32)
+    inverse = scale.inverse(action)
+    np.testing.assert_allclose(inverse, [[-1, 0, -1], [0.5, 0, 1]])
+    np.testing.assert_allclose(scale.action(inverse), action)
+
+
 @pytest.mark.parametrize("env_id,start,n", [("TestDiscreteStart-v0", 1, 3), ("CartPole-v1", 0, 2)])
 def test_one_hot_action(env_id, start, n):
     env = make_env(env_id)
@@ -181,7 +251,7 @@ def test_one_hot_action(env_id, start, n):
         env.reset(seed=0)
         env.step(np.eye(n, dtype=np.float32)[k])
     if start:
-        assert env.unwrapped.actions == [1, 2, 3]
+        assert env.unwrapped.actions[1:] == [1, 2, 3]                  # the first was the one that make_env tries
 
 
 def layers(env):
@@ -346,6 +416,86 @@ def test_hopper_is_truncated_after_1000_steps(monkeypatch):
         assert not terminated and truncated == (t == 1000)
 
 
+@pytest.mark.parametrize("env_id,limit,length", [("TestEndless-v0", 7, 7), ("TestLimited-v0", 3, 3), ("TestLimited-v0", 9, 9),
+                                                 ("TestLimited-v0", 0, 7), ("TestCounter-v0", 9, 5)])
+def test_max_episode_steps_is_in_place_of_the_environments_limit(env_id, limit, length):
+    vector = make_vector_env(env_id, 1, max_episode_steps=limit)
+    vector.reset(seed=0)
+    ends = [vector.step(np.zeros((1, 1), np.float32))[2:4] for _ in range(2 * length)]
+    assert [bool(truncated[0]) for _, truncated in ends] == 2 * ([False] * (length - 1) + [True])
+    assert not any(terminated[0] for terminated, _ in ends)
+
+
+@pytest.mark.parametrize("delay", [10, 30, 100])
+def test_the_cue_ends_before_its_limit(delay):
+    env = make_env(f"Cue{delay}-v0")
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1))[2:4] for _ in range(delay + 1)]
+    assert ends == [(False, False)] * delay + [(True, False)] and env.spec.max_episode_steps > delay + 1
+
+
+# ---------------------------------------------------------------------- what environments return
+
+PAIR = gym.spaces.Tuple([gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (2,))])
+ARRAY = [0.5] * SIZE
+
+
+@pytest.mark.parametrize("other,spaces", [
+    (dict(observation=ARRAY), {}), (dict(observation=tuple(ARRAY)), {}), (dict(observation=np.full(SIZE, 0.5)), {}),
+    (dict(observation=np.full(SIZE, 0.5, np.float16)), {}), (dict(reward=np.ones(1)), {}), (dict(reward=[1.0]), {}),
+    (dict(reward=np.float32(1)), {}), (dict(reward=1), {}), (dict(reward=True), {}), (dict(info=None), {}),
+    (dict(observation=[1, np.zeros(2)]), dict(observation_space=PAIR)),
+    (dict(observation=[1, 0]), dict(observation_space=gym.spaces.MultiDiscrete([3, 2]))),
+    (dict(observation=np.array([200, 7], np.uint8)), dict(observation_space=gym.spaces.Box(0, 255, (2,), np.uint8)))])
+def test_what_can_be_understood_is(other, spaces, monkeypatch):
+    register_odd(monkeypatch, other={"reward": 1.0, **other}, **spaces)
+    vector = make_vector_env("TestOdd-v0", 2)
+    state, _ = vector.reset(seed=0)
+    for _ in range(6):                                                 # over an episode's end
+        state, reward, *_ = vector.step(np.zeros((2, 1), np.float32))
+        assert state.dtype == np.float32 and state.ndim == 2 and np.all(reward == 1)
+
+
+@pytest.mark.parametrize("other,spaces,says", [
+    (dict(reward=np.nan), {}, "its reward is nan, not a finite number"),
+    (dict(reward=-np.inf), {}, "its reward is -inf"),
+    (dict(reward=1e39), {}, "its reward is 1e+39"),                    # in float32 that is infinity
+    (dict(reward=None), {}, "its reward is None"),
+    (dict(reward=[1.0, 2.0]), {}, "its reward is [1.0, 2.0]"),
+    (dict(reward="a\nb"), {}, "its reward is a b"),
+    (dict(observation=[0, np.nan, 0, 0]), {}, "nan 0. 0.], which is not finite"),
+    (dict(observation=[0, 0, 0, np.inf]), {}, "inf], which is not finite"),
+    (dict(observation=[0, 0, 0, 1e39]), {}, "which is not finite"),
+    (dict(observation=np.zeros(SIZE + 1)), {}, f"has the shape ({SIZE + 1},), and its space has ({SIZE},)"),
+    (dict(observation=np.zeros((1, SIZE))), {}, f"has the shape (1, {SIZE})"),
+    (dict(observation=0.0), {}, "has the shape ()"),
+    (dict(observation=[0, [1, 2], 3, 4]), {}, "not an array of numbers"),
+    (dict(observation=dict(x=1)), {}, "not an array of numbers"),
+    (dict(observation=None), {}, "its observation is None, not an array of numbers"),
+    (dict(observation=-1), dict(observation_space=gym.spaces.Discrete(3)), "is -1, which is not in Discrete(3)"),
+    (dict(observation=[1, 2]), dict(observation_space=gym.spaces.MultiDiscrete([3, 2])), "which is not in MultiDiscrete([3 2])"),
+    (dict(observation=(1,)), dict(observation_space=PAIR), "not a tuple of 2 parts"),
+    (dict(observation=(1, [0, np.nan])), dict(observation_space=PAIR), "which is not finite"),
+    (dict(error=ZeroDivisionError("by\nzero")), {}, "it raised ZeroDivisionError: by zero (test_envs.py, line"),
+])
+def test_what_cannot_be_used_is_said(other, spaces, says, monkeypatch):
+    """Found when the environment is made, or else at the step where it happens, in the second environment of two."""
+    register_odd(monkeypatch, other=other, **spaces)
+    with pytest.raises(ValueError) as error:
+        make_env("TestOdd-v0")
+    assert says in str(error.value) and "\n" not in str(error.value)
+    if not spaces:                                                     # Counter's own observation
+        register_odd(monkeypatch, other=other, episode=3, at=2)
+        vector = make_vector_env("TestOdd-v0", 2)
+        vector.reset(seed=0)
+        vector.envs[1].reset(seed=0)                                   # its third episode
+        vector.step(np.zeros((2, 1), np.float32))
+        with pytest.raises(Faulty) as error:
+            vector.step(np.zeros((2, 1), np.float32))
+        assert str(error.value).startswith("TestOdd-v0: ") and says in str(error.value)
+        assert str(error.value).endswith(", at step 2 of an episode") and "\n" not in str(error.value)
+
+
 # ---------------------------------------------------------------------- discrete observations
 
 @pytest.mark.parametrize("env_id,sizes", [("TestSymbol-v0", [5]), ("TestSymbols-v0", [4, 3]), ("TestPair-v0", [4, 3])])
@@ -393,10 +543,17 @@ def test_package_that_registers_an_environment_is_missing(monkeypatch):
     ("no such id", ["unknown environment"]),
     ("nosuchmodule:Foo-v0", ["cannot be made", "nosuchmodule"]),
     ("TestNoisy-v0", ["TestNoisy-v0 cannot be made: two lines"]),
-    ("TestImage-v0", ["observation is Box(8, 8, 3)", "only a Box of one axis"]),
+    ("TestImage-v0", ["observation is Box(0, 255, (8, 8, 3), uint8)", "only a Box of one axis"]),
     ("TestDict-v0", ["observation is Dict", "only a Box of one axis"]),
     ("TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box of one axis"]),
     ("TestUnbounded-v0", ["its actions are Box(-inf, inf, (2,), float32)", "only Discrete or a bounded Box"]),
+    ("TestFar-v0", ["its actions are Box(-3e+38, 3e+38, (1,), float32)", "not too wide for its numbers"]),
+    ("TestFarther-v0", ["not too wide for its numbers"]),
+    ("TestFarWhole-v0", ["not too wide for its numbers"]),
+    ("TestNoAction-v0", ["its actions are Box([], [], (0,), float32)", "not empty"]),
+    ("TestEmpty-v0", ["its observation is Box([], [], (0,), float32)", "not empty"]),
+    ("TestEmptyTuple-v0", ["its observation is Tuple()"]),
+    ("TestTupleWithDict-v0", ["its observation is Tuple(Dict('x': Discrete(2)))", "only a Box of one axis"]),
     ("TestActionMatrix-v0", ["its actions are Box(-1.0, 1.0, (2, 2), float32)", "only Discrete or a bounded Box"]),
 ])
 def test_unusable_environment(env_id, words):
@@ -410,10 +567,10 @@ def test_unusable_environment(env_id, words):
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "Hopper-v2"])
 def test_environment_whose_packages_are_missing(env_id, monkeypatch):
     """The reason is the missing package; the id is right, so none is suggested."""
-    def make(env_id):
+    def make(env_id, **_):
         raise gym.error.DependencyNotInstalled("Box2D is not installed")
     monkeypatch.setattr(envs.gym, "make", make)
-    with pytest.raises(ValueError, match=f"^{env_id} cannot be made: Box2D is not installed$"):
+    with pytest.raises(ValueError, match=f"^{env_id} cannot be made: Box2D is not installed"):
         make_env(env_id)
 
 
@@ -423,11 +580,77 @@ def test_no_mask_is_known(observe):
         make_env("TestCounter-v0", observe=observe)
 
 
-def test_making_an_environment_prints_nothing():
-    """Neither PyBullet's C code nor Python's print, and afterwards stdout and stderr are what they were."""
+def test_pybullet_prints_nothing_and_others_what_they_like():
+    """What PyBullet's C code says is no one's business. Afterwards stdout and stderr are what they were."""
     code = ("import sys, gymnasium; sys.path.insert(0, 'tests'); import test_envs, envs\n"
             "gymnasium.register('Loud-v0', lambda: test_envs.Noisy(1))\n"
             "envs.make_env('Loud-v0'); envs.make_vector_env('HopperBulletEnv-v0', 2)\n"
             "print('out'); print('err', file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=envs.__file__.rpartition("/")[0])
-    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    assert (done.stdout, done.stderr) == ("chatter\nout\n", "err\n")
+
+
+# ---------------------------------------------------------------------- modules of one's own
+
+OWN = """
+    import gymnasium as gym
+    import numpy as np
+
+    class Own(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (2,))
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def reset(self, seed=None, options=None):
+            print("my own words")
+            super().reset(seed=seed)
+            return np.zeros(2), {}
+
+        def step(self, action):
+            return np.zeros(2), 0.0, True, False, {}
+
+    class Broken(Own):
+        def reset(self, seed=None, options=None):
+            np.linalg.inv(np.zeros((2, 2)))                            # line 19
+
+    gym.register("Own-v0", Own, max_episode_steps=5)
+    gym.register("BrokenOwn-v0", "own_module:Broken", max_episode_steps=5)
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A folder to stand in with a module `own_module`, which registers Own-v0 and BrokenOwn-v0."""
+    (tmp_path / "own_module.py").write_text(textwrap.dedent(OWN))
+    (tmp_path / "wrong_module.py").write_text("import gymnasium\n\nnumber = 1 / 0\n")
+    (tmp_path / "poor_module.py").write_text("import no_such_package\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in ("own_module", "wrong_module", "poor_module"):
+        sys.modules.pop(name, None)
+    for name in ("Own-v0", "BrokenOwn-v0"):
+        gym.registry.pop(name, None)
+
+
+def test_a_module_is_found_in_the_current_folder(own_module, capsys):
+    assert env_spec(make_env("own_module:Own-v0")) == (2, 1, False)
+    assert capsys.readouterr().out == "my own words\n"
+
+
+@pytest.mark.parametrize("env_id,says", [
+    ("own_module:Own-v1", "unknown environment 'own_module:Own-v1'; did you mean own_module:Own-v0"),
+    ("own_module:BrokenOwn-v0", r"it raised LinAlgError: .+ \(own_module.py, line 19, in reset\), when it was reset"),
+    ("wrong_module:Own-v0", r"cannot be made: division by zero \(wrong_module.py, line 3, in <module>\)"),
+    ("poor_module:Own-v0", r"cannot be made: No module named .no_such_package. \(poor_module.py, line 1, in <module>\)"),
+    ("nosuchmodule:Own-v0", r"cannot be made: there is no module 'nosuchmodule', neither in .+ nor installed"),
+    ("nosuchmodule.sub:Own-v0", r"there is no module 'nosuchmodule.sub', neither in"),
+])
+def test_errors_in_ones_own_module(env_id, says, own_module):
+    with pytest.raises(ValueError, match=says) as error:
+        make_env(env_id)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_is_known_with_the_module_too():
+    env = make_env("pybullet_envs_gymnasium:HopperBulletEnv-v0", observe="positions")
+    assert env_spec(env).state_dim == 9

@@ -27,7 +27,7 @@ from conftest import record
 import main
 import output
 from cores import MemoryFlags
-from flags import POLICIES, RunFlags, defaults_of, parse
+from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
 SMALL = {
@@ -210,6 +210,17 @@ def test_help_lists_every_flag(policy, capsys):
     ("--policy PPO --replay_ratio 2", ["--replay_ratio is a flag of TD3 and DDPG and SAC", "PPO does not use it"]),
     ("--max_time 5", ["unknown argument '--max_time'", "did you mean --max_timesteps?"]),     # no abbreviations
     ("--evaluation_frequency 5", ["unknown argument '--evaluation_frequency'"]),
+    ("--learning_rate 1e-3", ["did you mean --lr?"]),
+    ("--learning-rate 1e-3", ["did you mean --lr?"]),
+    ("--gamma=0.9", ["did you mean --discount?"]),
+    ("--algo PPO", ["did you mean --policy?"]),
+    ("--lstm_size 64", ["did you mean --core_size?"]),
+    ("--policy PPO --n_epochs 3", ["did you mean --epochs?"]),
+    ("--total_timesteps 1e6", ["did you mean --max_timesteps?"]),
+    ("--seed 0,1,2", ["'0,1,2' is not a whole number of at least 0", "one value", "sweep.py"]),
+    ("--lr 1e-3,3e-4", ["one value", "sweep.py"]),
+    ("--seed 0 1 2", ["unknown argument '1'", "one value", "sweep.py"]),
+    ("--env nosuchmodule:Foo-v0", ["there is no module 'nosuchmodule'"]),
     ("--qqq", ["unknown argument '--qqq'", "--help lists all flags"]),
     ("-seed 3", ["unknown argument '-seed'", "did you mean --seed?"]),
     ("core gru", ["unknown argument 'core'", "did you mean --core?"]),
@@ -237,12 +248,13 @@ def test_help_lists_every_flag(policy, capsys):
     ("--policy REINFORCE --recurrent --hidden_init stored --hidden_refresh",
      ["--hidden_refresh is of no use to REINFORCE", "forgotten"]),
     ("--recurrent --hidden_refresh --hidden_init zero", ["--hidden_refresh needs --hidden_init stored"]),
-    ("--device gpu", ["--device 'gpu' is unknown", "cpu and cuda"]),
+    ("--device gpu", ["--device 'gpu' is unknown", "cpu, cuda, and cuda:0"]),
     ("--buffer_on_device", ["--buffer_on_device needs --device cuda"]),
-    ("--device cuda:0", ["--device 'cuda:0' is unknown"]),
+    ("--device cuda:", ["--device 'cuda:' is unknown"]),
+    ("--device cuda:01", ["--device 'cuda:01' is unknown"]),
     ("--env CartPole-v1", ["TD3 needs continuous actions", "CartPole-v1 has discrete ones", "--policy PPO"]),
     ("--policy DDPG --env CartPole-v1", ["DDPG needs continuous actions", "--policy PPO or A2C or REINFORCE or R2D1"]),
-    ("--env TestImage-v0", ["TestImage-v0", "Box(8, 8, 3)", "only a Box of one axis"]),
+    ("--env TestImage-v0", ["TestImage-v0", "(8, 8, 3)", "only a Box of one axis"]),
     ("--env TestDict-v0", ["TestDict-v0", "its observation is Dict", "only a Box of one axis"]),
     ("--policy PPO --env TestMultiDiscrete-v0", ["its actions are MultiDiscrete", "only Discrete or a bounded Box"]),
     ("--env TestUnbounded-v0", ["its actions are Box(-inf, inf", "bounded"]),
@@ -275,6 +287,22 @@ def test_every_memory_flag_is_held_by_the_test_above():
 def test_cuda_without_a_device(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused("--device", "cuda", says=["--device cuda", "no CUDA device is available", "--device cpu"])
+
+
+def test_one_of_several_devices(refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [parse(["--device", device])[0].device for device in ("cuda", "cuda:0", "cuda:1")] == ["cuda", "cuda:0", "cuda:1"]
+    refused("--device", "cuda:2", says=["--device cuda:2", "the last CUDA device of this machine is cuda:1"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused("--device", "cuda:0", says=["--device cuda:0", "no CUDA device is available"])
+
+
+def test_other_programs_names_of_flags_are_no_flags_here():
+    """Each is a hint to one flag that some algorithm has."""
+    names = {f[0] for policy in POLICIES for f in all_flags(policy)} | {"recurrent"}
+    words = [word for words in ELSEWHERE.values() for word in words.split()]
+    assert set(ELSEWHERE) <= names and len(words) == len(set(words)) and not set(words) & names
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])
@@ -482,6 +510,93 @@ def test_divergence_is_noticed(policy, tmp_path, capsys):
     assert re.search(r"_loss is -?(nan|inf)|the largest weight is (nan|inf|[\d.]+e\+\d)", capsys.readouterr().err)
 
 
+# ---------------------------------------------------------------------- environments that fail or do not end
+
+@pytest.mark.parametrize("policy,eval_freq,step", [("TD3", 10, 20), ("TD3", 100, 27), ("PPO", 100, 54), ("REINFORCE", 100, 27)])
+@pytest.mark.parametrize("other,says", [(dict(reward=math.nan), "its reward is nan"), (dict(observation=[math.inf] * 4), "inf"),
+                                        (dict(error=KeyError("arm")), "it raised KeyError: 'arm' (test_envs.py, line")])
+def test_an_environment_that_fails_ends_the_run(policy, eval_freq, step, other, says, tmp_path, capsys, monkeypatch):
+    """In the third step of its seventh episode (make_env's is the first, an evaluation has two, each has five steps): with an
+    evaluation every 10 steps in one of these, else in training. What was evaluated before is kept."""
+    test_envs.register_odd(monkeypatch, episode=7, at=3, other=other)
+    argv = [*tiny(policy, "TestOdd-v0"), "--num_envs", "2"] if policy == "PPO" else tiny(policy, "TestOdd-v0")
+    with pytest.raises(SystemExit) as stop:
+        main.main([*argv, "--eval_freq", str(eval_freq), "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and re.fullmatch(r"error: [^\n]+\n", error)
+    assert error.startswith("error: TestOdd-v0: ") and says in error and "--lr" not in error
+    assert f"at step 3 of an episode, after step {step} of the run; results so far are in " in error
+    path = re.search(r"are in (\S+)\.csv", error)[1]
+    assert [int(row[0]) for row in evaluations(path)] == [s for s in range(0, step, eval_freq) for _ in range(2)]
+    assert json.load(open(path + ".json"))["finished"] is False
+
+
+def test_an_environment_that_fails_in_a_test(tmp_path, refused, capsys, monkeypatch):
+    test_envs.register_odd(monkeypatch, episode=99)
+    path = run(tmp_path / "1", [*tiny("TD3", "TestOdd-v0"), "--max_timesteps", "20", "--save_model"])
+    test_envs.register_odd(monkeypatch, episode=2, at=4, other=dict(reward=math.inf))
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--test", "--load_model", path + ".last.pt"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: TestOdd-v0: its reward is inf, not a finite number, at step 4 of an episode\n"
+    test_envs.register_odd(monkeypatch, at=1, other=dict(reward=math.inf))
+    refused("--test", "--load_model", path + ".last.pt", says=["TestOdd-v0: its reward is inf", "at step 1 of an episode"])
+
+
+def test_an_agent_that_has_diverged_is_not_the_environments_fault(tmp_path, capsys, monkeypatch):
+    """This environment returns its action, which is NaN since the weights are."""
+    def observe(self):
+        return np.full(4, self.actions[-1] if self.actions else 0, np.float32)
+    monkeypatch.setattr(test_envs.Counter, "observe", observe)
+    cls = importlib.import_module("TD3").TD3
+    train = cls.train
+
+    def diverge(self, buffer):
+        losses = train(self, buffer)
+        if self.steps > 110:
+            torch.nn.utils.vector_to_parameters(torch.full((10 ** 6,), math.nan), self.actor.parameters())
+        return losses
+    monkeypatch.setattr(cls, "train", diverge)
+    with pytest.raises(SystemExit) as stop:
+        main.main([*tiny("TD3", "TestCounter-v0"), "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and "the largest weight is nan" in error and "TestCounter-v0:" not in error
+
+
+def test_an_environment_without_a_time_limit(tmp_path, capsys):
+    """It is said at the start; --max_episode_steps truncates training and evaluation, and is part of a run's name."""
+    note = "note: TestEndless-v0 has no time limit"
+    argv = [*tiny("TD3", "TestEndless-v0"), "--max_episode_steps", "7", "--save_model"]
+    path = run(tmp_path, argv)
+    assert {row[3] for row in evaluations(path)} == {"7"} and "max_episode_steps=7" in path
+    main.main(["--test", "--load_model", path + ".last.pt"])           # as it was trained
+    out = capsys.readouterr().out
+    assert "mean length 7" in out and note not in out
+    main.main([*tiny("TD3", "TestCounter-v0"), "--results_dir", str(tmp_path / "2")])
+    assert capsys.readouterr().out.startswith("note: TestCounter-v0 has no time limit") and "Cue10-v0" not in out
+    for env_id in ("Cue10-v0", "Pendulum-v1"):
+        main.main([*tiny("TD3", env_id), "--results_dir", str(tmp_path / env_id)])
+        assert "note:" not in capsys.readouterr().out
+
+
+def test_without_pybullet(tmp_path, refused, monkeypatch):
+    """What does not need it runs, and the versions of what is there are listed."""
+    version = output.importlib.metadata.version
+
+    def installed(package):
+        if "pybullet" in package:
+            raise output.importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+    monkeypatch.setattr(output.importlib.metadata, "version", installed)
+    for module in ("pybullet", "pybullet_envs_gymnasium"):
+        monkeypatch.setitem(sys.modules, module, None)
+    path = run(tmp_path / "runs", [*tiny("TD3", "Cue10-v0"), "--max_timesteps", "20"])
+    versions = json.load(open(path + ".json"))["versions"]
+    assert {"torch", "numpy", "gymnasium", "python", "machine"} <= set(versions) and not any("pybullet" in k for k in versions)
+    refused(*tiny("TD3", "HopperBulletEnv-v0"), says=["HopperBulletEnv-v0 cannot be made", "pip install pybullet-envs-gymnasium"])
+    refused(*tiny("TD3", "Cue11-v0"), says=["unknown environment 'Cue11-v0'; did you mean Cue10-v0"])
+
+
 # ---------------------------------------------------------------------- whole runs
 
 RUNS = [("TD3", "Pendulum-v1"), ("DDPG", "Pendulum-v1"), ("SAC", "Pendulum-v1"), ("PPO", "Pendulum-v1"), ("PPO", "CartPole-v1"),
@@ -521,6 +636,11 @@ def test_name_says_what_was_run():
         assert part in name
     assert name_of([]) == "HopperBulletEnv-v0_TD3_ff_seed=0" and name_of(["--recurrent"]) == "HopperBulletEnv-v0_TD3_lstm_seed=0"
     assert name_of(["--recurrent_critic", "--core", "gru"]) == "HopperBulletEnv-v0_TD3_critic_gru_seed=0"
+
+
+def test_name_is_one_that_every_system_takes():
+    assert name_of(["--env", "my_envs.arm:ns/Arm-v0"]).startswith("my_envs.arm-ns-Arm-v0_TD3_ff_seed=")
+    assert not set('<>:"/\\|?*') & set(name_of(["--policy", "BCQ", "--dataset", 'a<>:"/\\|?*b-v0']))
 
 
 def test_every_run_has_a_name_of_its_own_that_fits():
@@ -734,3 +854,40 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path):
     assert process.wait(timeout=60) == 0
     assert "\r" in text and "%|" in text and "/240 [" in text and "step/s" in text and "return -" in text
     assert not re.search(r"step \d+ of 240", text)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock by hand, for all but the bar: its only entry is the time. The time of day jumps back at every look."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", iter(range(2 ** 31, 0, -1000)).__next__)
+    return now
+
+
+def test_time_left_counts_from_the_first_update(clock, tmp_path, capsys, monkeypatch):
+    """Random steps take next to no time; here each takes an hour, and an update a second."""
+    cls = importlib.import_module("TD3").TD3
+    act, train = cls.act, cls.train
+
+    def slow_act(self, row, hidden, explore=True):
+        clock[0] += 3600 * (explore and self.steps < 50)
+        return act(self, row, hidden, explore)
+
+    def slow_train(self, buffer):
+        clock[0] += 1
+        return train(self, buffer)
+    monkeypatch.setattr(cls, "act", slow_act)
+    monkeypatch.setattr(cls, "train", slow_train)
+    path = run(tmp_path, [*tiny("TD3"), "--eval_freq", "40"])          # an update every 4 steps
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.partition(", ")[2] for line in lines] == ["", ""] + [f"4 steps/s, {(240 - step) / 4 / 60:.1f} min left"
+                                                                      for step in (80, 120, 160, 200, 240)]
+    with open(path + ".csv") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] > 50 * 3600
+
+
+def test_a_clock_that_stands_still(clock, tmp_path, capsys):
+    path = run(tmp_path, tiny("TD3"))
+    assert "left" not in capsys.readouterr().out and json.load(open(path + ".json"))["seconds"] == 0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from test_main import evaluations, tiny
@@ -309,7 +310,7 @@ def test_time_left():
     runs = some_runs("abcd")
     for run in runs[:2]:
         run.state, run.attempts, run.seconds = "done", 1, 60.0
-    runs[2].state, runs[2].began = "running", time.time() - 50
+    runs[2].state, runs[2].began = "running", time.monotonic() - 50
     assert sweep.Display(runs).count(1) == "2 done, 1 running, 0 failed, 1 waiting, about 1 min left"
     runs[0].seconds = runs[1].seconds = 605
     assert sweep.Display(runs).count(9).endswith("about 10 min left")  # two runs, so no more than two of the cores
@@ -319,7 +320,7 @@ def test_table_on_a_terminal(capsys, monkeypatch, tmp_path):
     """It is drawn over itself, is no wider and no higher than the terminal, and what happened stays above it."""
     runs = some_runs([str(tmp_path / name) for name in "abc"])
     for run in runs[:2]:
-        run.state, run.began = "running", time.time() - 90
+        run.state, run.began = "running", time.monotonic() - 90
         (tmp_path / f"{os.path.basename(run.path)}.log").write_text(f"step 1\nstep 2 of {run.path}, slowly\n")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for width, height, rows in ((79, 24, 3), (30, 4, 2)):
@@ -345,6 +346,21 @@ def test_a_run_keeps_its_exit_code_and_log(tmp_path):
     lines = open(log).read().splitlines()
     assert [line[:3] == "---" for line in lines] == [True, False, True, False, False, True]
     assert lines[1] == lines[3] == f"1 {tmp_path}" and lines[4] == "bad"
+
+
+def test_a_module_of_ones_own_is_found_by_the_runs(tmp_path, monkeypatch):
+    """--env MODULE:ID is looked for where the user of sweep.py stands, though a run is started elsewhere."""
+    (tmp_path / "own_module.py").write_text("print('found')\n")
+    log = str(tmp_path / "log")
+    assert sweep.work(["-c", "import own_module"], log, "/", str(tmp_path)) == 0
+    assert open(log).read().endswith("\nfound\n")
+    monkeypatch.chdir(tmp_path)
+    pool, calls = object.__new__(sweep.Pool), []
+    pool.running, pool.work = {}, types.SimpleNamespace(remote=lambda *given: calls.append(given[-1]) or len(calls))
+    for run, env in zip(some_runs("ab"), ("own_module:Own-v0", "Pendulum-v1")):
+        run.config = dict(env=env)
+        pool.start(run)
+    assert calls == [str(tmp_path), ""]
 
 
 def test_no_two_processes_of_a_run(tmp_path):
