@@ -161,6 +161,10 @@ def parse(argv):
         flags = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters), "recurrent": None}
         near = difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
         fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags"))
+    env = str(saved.get("env"))
+    if ":" in env and "env" not in given:                              # to import it is to run its code, and a model is data
+        fail(f"--load_model: '{early.load_model}' names the environment {env}, which would import the module "
+             f"{env.split(':')[0]} and so run its code; if you trust it, add --env {env}")
     if given.get("policy", early.policy) != early.policy:
         fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 

@@ -24,6 +24,7 @@ import test_envs  # noqa: F401  (registers toy environments)
 import torch
 from conftest import record
 
+import export
 import main
 import output
 from cores import MemoryFlags
@@ -391,6 +392,37 @@ def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_p
     checkpoint["config"][name] = value
     torch.save(checkpoint, tmp_path / "model.pt")
     refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module `trap` that can be imported; whether its code has run."""
+    (tmp_path / "trap.py").write_text("import sys; sys.trapped = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "trapped", False, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "trap", raising=False)
+    yield lambda: sys.trapped
+    sys.modules.pop("trap", None)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("env", ["trap:Pendulum-v1", "trap:", ["trap:Pendulum-v1"], {"trap:x": 1}])
+def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path, trap):
+    """Only the command line may, and the refusal says how."""
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    model["config"]["env"], path = env, str(tmp_path / "model")
+    if kind == "file":
+        torch.save(model, path)
+    else:
+        pytest.importorskip("safetensors")
+        export.save(path, model, parse([])[0], [0], [1], dict(versions={}, commit=""))
+    error = refused("--test", "--load_model", path, says=["the module", "trap", f"add --env {env}"])
+    assert "--load_model" in error and not trap()
+    main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "Pendulum-v1"])
+    assert not trap()
+    main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "trap:Pendulum-v1"])
+    assert trap()                                                      # it is a real one
 
 
 @pytest.mark.parametrize("argv", ["--hidden_size 9", "--core_size 5", "--core gru", "--no-recurrent_critic", "--hidden_layers 3",
