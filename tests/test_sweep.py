@@ -135,7 +135,7 @@ def test_it_says_which_modules_a_study_imports_before_it_does(study, capsys, tmp
     with pytest.raises(SystemExit):
         sweep.main([path, "--results_dir", str(tmp_path / "results")])
     assert capsys.readouterr().err.startswith(f"{path} imports trap for its environments\n") and "trap" in sys.modules
-    monkeypatch.delitem(sys.modules, "trap")
+    del sys.modules["trap"]
 
 
 @pytest.mark.parametrize("flags,says", [
