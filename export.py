@@ -13,7 +13,7 @@ import os
 
 import numpy as np
 
-from utils import load_checkpoint, optional, write_file
+from utils import load_checkpoint, optional, regular, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
@@ -54,11 +54,18 @@ def save(folder, checkpoint, run, returns, lengths, about):
         episode_length=float(np.mean(lengths)))
     config = dict(config={name: value for name, value in checkpoint["config"].items() if name not in PRIVATE},
                   step=checkpoint["step"], agent={name: x for name, x in state.items() if not isinstance(x, dict)},
-                  sha256=hashlib.sha256(weights).hexdigest(), test=test, **about)
+                  test=test, **about)
+    config["sha256"] = checksum(weights, config)
     os.makedirs(folder, exist_ok=True)
     write_file(os.path.join(folder, WEIGHTS), weights)
     write_file(os.path.join(folder, CARD), card(config).encode())
     write_file(os.path.join(folder, CONFIG), json.dumps(config, indent=1).encode())
+
+
+def checksum(weights, config):
+    """Of all of a model: its weights and everything else in its CONFIG."""
+    rest = {name: value for name, value in config.items() if name != "sha256"}
+    return hashlib.sha256(weights + json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def card(config):
@@ -130,21 +137,21 @@ def load_model(path):
     try:
         with open(os.path.join(path, CONFIG), encoding="utf-8") as file:
             saved = json.load(file)
-        config, step, agent, checksum = (saved[name] for name in ("config", "step", "agent", "sha256"))
+        config, step, agent, stated = (saved[name] for name in ("config", "step", "agent", "sha256"))
         if not (isinstance(config, dict) and type(step) is int and all(type(x) in (int, float) for x in agent.values())):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"'{path}' is not a model of this project, by its {CONFIG}; give a folder written by --export") from None
     try:
-        with open(os.path.join(path, WEIGHTS), "rb") as file:
+        with open(regular(os.path.join(path, WEIGHTS)), "rb") as file:
             weights = file.read()
-        if hashlib.sha256(weights).hexdigest() != checksum:
-            raise ValueError("its checksum is wrong")
+        if stated not in (checksum(weights, saved), hashlib.sha256(weights).hexdigest()):  # an older one is of the weights alone
+            raise ValueError("the checksum is wrong")
         for name, tensor in from_bytes(weights).items():
             network, name = name.split(".", 1)
             agent.setdefault(network, {})[name] = tensor
     except OSError as error:
         raise ValueError(f"'{path}' has no {WEIGHTS} that can be read ({error.strerror}); export it again") from None
     except Exception as error:                                         # safetensors has its own
-        raise ValueError(f"'{path}' is damaged: {WEIGHTS}: {' '.join(str(error).split())}; export it again") from None
+        raise ValueError(f"'{path}' is damaged: {WEIGHTS} or {CONFIG}: {' '.join(str(error).split())}; export it again") from None
     return {"config": config, "step": step, "agent": agent}

@@ -140,8 +140,6 @@ def parse(argv):
             fail(f"--load_model: {error}")
     if early.test:                                                     # test as it was trained, unless told otherwise
         saved = checkpoint["config"]
-        if not isinstance(saved, dict):
-            fail(f"--load_model: '{early.load_model}' is not a model of this project; give a file written by --save_model")
         early.policy = str(saved.get("policy"))
     module = load_policy(early.policy)
 

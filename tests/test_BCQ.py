@@ -837,7 +837,7 @@ def test_a_data_set_runs_no_code(refused, monkeypatch):
     edit_metadata("x-v0", lambda info: info.pop("action_space"))
     refused([*OFFLINE, "--dataset", "x-v0"], ["does not state its spaces"])
     assert not called
-    with pytest.raises(AttributeError):                                # it returned no environment
+    with pytest.raises(TypeError):                                     # it returned no environment
         minari.load_dataset("x-v0")
     assert called                                                      # the trap is a real one
 

@@ -498,6 +498,34 @@ def test_checkpoint_comes_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
+def plain(thing):
+    """Nested dictionaries as values that can be compared, to the bit."""
+    if isinstance(thing, dict):
+        return {name: plain(value) for name, value in thing.items()}
+    return (thing.shape, thing.numpy().tobytes()) if torch.is_tensor(thing) else (type(thing), thing)
+
+
+def test_a_model_that_is_damaged_is_refused(tmp_path):
+    """A single bit anywhere in the file: it is refused, or it is in one of the gaps, and what is read is the same."""
+    path = str(tmp_path / "run.pt")
+    save_checkpoint(path, make_agent(TD3, **RECURRENT), {"policy": "TD3"}, 17)
+    expected, whole = plain(load_checkpoint(path)), open(path, "rb").read()
+    weight = whole.index(np.float32(next(make_agent(TD3, **RECURRENT).actor.parameters())[0, 0].item()).tobytes())
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", whole)]       # zip's list of its parts
+    bits = {(at, 1 << at % 8) for at in range(0, len(whole), 23)} | {(entry + 38, 16) for entry in entries}     # is a folder!
+    refused = 0
+    for at, bit in sorted(bits | {(weight, 1), (weight + 3, 64)}):
+        damaged = bytearray(whole)
+        damaged[at] ^= bit
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            assert plain(load_checkpoint(str(tmp_path / "damaged.pt"))) == expected, (at, bit)
+            assert at // 4 != weight // 4
+        except ValueError:
+            refused += 1
+    assert refused > len(bits) / 2
+
+
 def test_bad_checkpoints_are_one_line(tmp_path):
     """Missing, damaged, or not a model of this project."""
     damaged, other = tmp_path / "damaged.pt", tmp_path / "other.pt"
