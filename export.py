@@ -1,4 +1,5 @@
-"""A saved policy as a folder for a model hub: --test --load_model X --export FOLDER; --load_model FOLDER reads it again.
+"""The models of a run (--save_model), and a saved policy as a folder for a model hub: --test --load_model X --export FOLDER
+writes one, --load_model FOLDER reads it again.
 
     model.safetensors    all weights
     config.json          the flags it was trained with, what else its state holds, the test just made, versions, commit
@@ -13,11 +14,57 @@ import os
 
 import numpy as np
 
-from utils import load_checkpoint, optional, regular, write_file
+from checkpoint import keep_going
+from utils import load_checkpoint, optional, pack_model, regular, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
 NOISE = ("flicker", "obs_noise", "sensor_dropout")
+
+
+class Models:
+    """RUN.last.pt and RUN.best.pt, for --save_model.
+
+    A model is held here until it is written, so that a full disk costs none: RUN.best.pt is always that of the best evaluation,
+    or it is known to be missing.
+    """
+
+    def __init__(self, path):
+        self.path, self.best = path, None                              # of the run's results; the best mean return
+        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file
+
+    def name(self, which):
+        return f"{self.path}.{which}.pt"
+
+    def evaluated(self, mean_return, agent, config, step):
+        """Save the agent as it is now."""
+        content = pack_model(agent, config, step)
+        if self.best is None or mean_return > self.best:
+            self.best, self.held["best"] = float(mean_return), content
+            self.unwritten.add("best")
+        self.held["last"] = content
+        self.unwritten.add("last")
+        self.write()
+
+    def write(self):
+        """What is not written yet, or not there any more."""
+        with keep_going("the model"):
+            for which, content in self.held.items():
+                if which in self.unwritten or not os.path.exists(self.name(which)):
+                    write_file(self.name(which), content)
+                    self.unwritten.discard(which)
+
+    def missing(self):
+        """The files that are not there as they should be, after a last attempt."""
+        self.write()
+        return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
+
+    def save(self):
+        """For a checkpoint."""
+        return {"best": self.best, "held": {which: self.held[which] for which in self.unwritten}}
+
+    def restore(self, saved):
+        self.best, self.held, self.unwritten = saved["best"], saved["held"], set(saved["held"])
 
 
 # ---------------------------------------------------------------------- writing
@@ -123,7 +170,7 @@ where `FOLDER` is this one. The versions it was tested with are in `{CONFIG}`. R
 # ---------------------------------------------------------------------- reading
 
 def load_model(path):
-    """Read a model: a file of save_checkpoint, or a folder of `save`. Both give the same dictionary.
+    """Read a model: a file of Models, or a folder of `save`. Both give the same dictionary.
 
     Raises:
         ValueError: with one line that says what is wrong with it

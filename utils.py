@@ -554,15 +554,21 @@ def alone(path, patience):
             lock.release()
 
 
-def save_checkpoint(path, agent, config, step):
-    """Write one dictionary: what is needed to rebuild the agent."""
+def pack_model(agent, config, step):
+    """What is needed to rebuild an agent, as the bytes of a file: one dictionary."""
     file = io.BytesIO()
     torch.save({"config": config, "step": step, "agent": agent.state_dict()}, file)
-    write_file(path, file.getbuffer())
+    return file.getvalue()
+
+
+def largest(state):
+    """The largest of all numbers in nested dictionaries, without their signs; NaN if one is."""
+    numbers = [largest(x) if isinstance(x, dict) else float(torch.as_tensor(x).abs().max()) for x in state.values()]
+    return float(np.max([0.0, *numbers]))
 
 
 def load_checkpoint(path):
-    """Read what save_checkpoint wrote, without executing code from the file.
+    """Read what pack_model made, without executing code from the file.
 
     It is a zip archive, which holds a checksum of each of its parts. Torch does not look at them, so it is given what has been
     read by what does.

@@ -2,6 +2,7 @@
 import csv
 import fcntl
 import importlib
+import itertools
 import json
 import math
 import os
@@ -500,10 +501,38 @@ def test_losses_that_are_not_finite_stop_the_run(policy, loss, save, tmp_path, c
     assert {row[0] for row in evaluations(flags[:-len(".json")])} == {"0", "100"}
     if save:
         model = re.search(r"the last good model is (\S+\.pt)", error)[1]
-        assert torch.load(model, weights_only=True)["step"] == 100
+        assert torch.load(model, weights_only=True)["step"] == 100 and f"{model}, of step 100;" in error
         assert all(w.isfinite().all() for w in weights(model).values())
     else:
         assert "no model was saved" in error and not [name for name in os.listdir(tmp_path) if name.endswith(".pt")]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(number, tmp_path, capsys, monkeypatch):
+    """Although the losses are, until the next evaluation: the model before it stays, and is named."""
+    def spoil(self, buffer):
+        if self.steps == 199:
+            next(self.critic.parameters()).detach().view(-1)[3] = number
+        return {"critic_loss": torch.zeros(())}
+    monkeypatch.setattr(importlib.import_module("TD3").TD3, "train", spoil)
+    monkeypatch.setattr(importlib.import_module("TD3").TD3, "ready", lambda self, buffer: self.steps > 100 and next(turn))
+    turn = itertools.cycle([True, False])
+    with pytest.raises(SystemExit) as stop:
+        main.main([*tiny("TD3"), "--save_model", "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and re.fullmatch(rf"error: the largest weight is {number} at step 200; [^\n]+\n", error)
+    model = re.search(r"the last good model is (\S+\.last\.pt), of step 100;", error)[1]
+    assert torch.load(model, weights_only=True)["step"] == 100 and all(w.isfinite().all() for w in weights(model).values())
+    assert {row[0] for row in evaluations(model.removesuffix(".last.pt"))} == {"0", "100"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_model_with_weights_that_are_not_finite_is_refused(number, trained, refused, tmp_path):
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    next(iter(model["agent"]["critic"].values())).view(-1)[3] = number
+    torch.save(model, tmp_path / "model.pt")
+    for argv in (["--test"], [*tiny("TD3"), *RECURRENT]):
+        refused(*argv, "--load_model", str(tmp_path / "model.pt"), says=["--load_model", "numbers that are not finite"])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
