@@ -395,6 +395,29 @@ def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_p
     refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
 
 
+@pytest.mark.parametrize("name,value", [
+    ("hidden_layers", 10 ** 6), ("hidden_size", 10 ** 6), ("core_size", 10 ** 6), ("core_size", 2 ** 31 - 1),
+    ("eval_episodes", 2 * 10 ** 9), ("hidden_layers", 2 ** 31 - 1)])
+def test_a_model_that_asks_for_more_than_it_holds(name, value, trained, refused, tmp_path, monkeypatch):
+    """It is refused with the number before anything is made of that size."""
+    monkeypatch.setattr(importlib.import_module("TD3"), "TD3", None)
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    for core in ("lstm", "gru", "mingru"):
+        model["config"] |= {name: value, "core": core}
+        torch.save(model, tmp_path / "model.pt")
+        refused("--test", "--load_model", str(tmp_path / "model.pt"), says=["--load_model", str(value)])
+    if name != "eval_episodes":
+        refused(*tiny("TD3"), *RECURRENT, "--load_model", trained + ".best.pt", f"--{name}={value}", says=[str(value)])
+
+
+def test_a_bcq_model_that_asks_for_more_than_it_holds(refused, tmp_path):
+    path = run(tmp_path / "run", tiny("BCQ", "Pendulum-v1", "--save_model")) + ".best.pt"
+    model = torch.load(path, weights_only=True)
+    model["config"]["act_candidates"] = 10 ** 9
+    torch.save(model, path)
+    refused("--test", "--load_model", path, says=["--act_candidates 1000000000"])
+
+
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
     """A module `trap` that can be imported; whether its code has run."""
