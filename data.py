@@ -7,6 +7,8 @@ a folder of its own (its variable MINARI_DATASETS_PATH names another). It is an 
 Minari's own DataCollector is not used: it needs JAX, and seeds each episode anew, so that a recorded run would be another run
 than one that is not recorded.
 """
+import contextlib
+import json
 import os
 import shutil
 import sys
@@ -16,6 +18,9 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from utils import regular
+
+NUMBERS, WHOLE = "biuf", "biu"                                         # kinds of NumPy's types
 EXAMPLE = "such as hopper/td3-v0: letters, digits, - and _, in folders if you like, and a version at the end"
 
 
@@ -137,6 +142,54 @@ def save(env, name, policy, command):
 
 # ---------------------------------------------------------------------- reading
 
+def foreign(folder):
+    """What in a data set's files leads out of them, or None: looked at before Minari reads them, since they may be anyone's.
+
+    Minari makes the environment of a data set that does not state its spaces, which can run any function there is. HDF5 follows
+    links, external storage and virtual arrays to any file.
+    """
+    import h5py
+    with open(regular(os.path.join(folder, "metadata.json")), encoding="utf-8") as file:
+        stated = json.load(file)
+    if not all(isinstance(stated.get(name), str) for name in ("observation_space", "action_space")):
+        return "does not state its spaces, and its environment is not made to find them out; give another data set"
+    content = os.path.join(folder, "main_data.hdf5")
+    if stated["data_format"] != "hdf5" or os.path.getsize(regular(content)) == 0:
+        return None
+
+    def leads(name, link):
+        return None if isinstance(link, h5py.HardLink) else name
+
+    def lies(name, thing):
+        return name if isinstance(thing, h5py.Dataset) and (thing.external or thing.is_virtual) else None
+    with h5py.File(content) as file:
+        name = file.visititems_links(leads) or file.visititems(lies)
+        if name:
+            return f"refers to another place at {name}, by a link or external storage; give one that holds all of its numbers"
+        if len(file) != stated["total_episodes"]:
+            return f"states {stated['total_episodes']} episodes and has {len(file)}; record or download it again"
+    return None
+
+
+def problem(episode, expected):
+    """What is wrong with the arrays of an episode, or None. expected: name -> shape and kinds of type that each must have.
+
+    An array of another shape would be read as other numbers, and what overflows float32 would be infinite in the buffer.
+    """
+    for what, (shape, kinds) in expected.items():
+        values = getattr(episode, what)
+        if np.shape(values) != shape:
+            return f"{what} of shape {np.shape(values)}, not {shape},"
+        if values.dtype.kind not in kinds:
+            return f"{what} of type {values.dtype}, not {'numbers' if kinds == NUMBERS else 'whole numbers'},"
+        with np.errstate(over="ignore"):
+            if not np.isfinite(values.astype(np.float32)).all():
+                return f"NaN or infinity, as float32, among the {what}"
+    if not np.isin([episode.terminations, episode.truncations], (0, 1)).all():
+        return "terminations or truncations that are neither 0 nor 1"
+    return None
+
+
 def load(name, env, seed):
     """The episodes of a data set, as an agent in `env` (by make_env) would have had them.
 
@@ -152,15 +205,23 @@ def load(name, env, seed):
 
     def refuse(what):
         raise ValueError(f"--dataset: '{name}' {what}")
+
+    @contextlib.contextmanager
+    def reading():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except Exception as error:                                 # whatever a damaged file may lead to
+                refuse(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); record or download it again")
     import minari
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dataset = minari.load_dataset(name)
-            source, space, actions = dataset.env_spec, dataset.observation_space, dataset.action_space
-            raw = [episode for episode in dataset if len(episode)] if dataset.total_steps else []
-        except Exception as error:                                     # whatever a damaged file may lead to
-            refuse(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); record or download it again")
+    with reading():
+        why = foreign(os.path.join(path, "data"))
+    if why:
+        refuse(why)
+    with reading():
+        dataset = minari.load_dataset(name)
+        source, space, actions, steps = dataset.env_spec, dataset.observation_space, dataset.action_space, dataset.total_steps
 
     env_id, inner, see = env.unwrapped.spec.id, env.env.env, np.asarray    # within what make_env adds
     if isinstance(inner, gym.wrappers.FlattenObservation):
@@ -171,18 +232,27 @@ def load(name, env, seed):
     for what, there, here in (("observations", space, inner.observation_space), ("actions", actions, inner.action_space)):
         if not same_space(there, here):
             refuse(f"has {what} in {describe(there)}, {env_id} has them in {describe(here)}; give the --env it was recorded in")
+    if space.shape is None:
+        refuse(f"has observations of several parts ({describe(space)}); only those that are one array or number can be read")
+    with reading():
+        raw = [episode for episode in dataset if len(episode)] if steps else []
+        found = sum(map(len, raw))
     if not raw:
         refuse("is empty; record or download another")
+    if found != steps:
+        refuse(f"states {steps} steps and has {found}; record or download it again")
 
     rng, episodes = np.random.default_rng(seed), []
     for episode in raw:
-        numbers = dict(observations=episode.observations, actions=episode.actions, rewards=episode.rewards)
-        for what, values in numbers.items():
-            if len(values) != len(episode) + (what == "observations"):
-                refuse(f"has {len(values)} {what} in episode {episode.id} of {len(episode)} steps; record or download it again")
-            if not np.isfinite(values).all():
-                refuse(f"has NaN or infinity among the {what} of episode {episode.id}; record it again, or make a data set "
-                       "without that episode")
+        T, box = len(episode), isinstance(space, gym.spaces.Box)
+        why = problem(episode, dict(
+            observations=((T + 1, *space.shape), NUMBERS if box else WHOLE), actions=((T, *actions.shape), NUMBERS),
+            rewards=((T,), NUMBERS), terminations=((T,), WHOLE), truncations=((T,), WHOLE)))
+        if not (why or box or all(map(space.contains, episode.observations))):
+            why = f"observations outside {describe(space)}"
+        if why:
+            refuse(f"has {why} in episode {episode.id} of {T} steps; record or download it again, or make a data set without "
+                   "that episode")
         terminated, truncated = episode.terminations.astype(bool), episode.truncations.astype(bool)
         truncated[-1] |= not terminated[-1]                            # the recording ended before the episode did
         state = np.stack([env.disturb(see(observation), rng) for observation in episode.observations])

@@ -1,4 +1,5 @@
-"""A saved policy as a folder for a model hub: --test --load_model X --export FOLDER; --load_model FOLDER reads it again.
+"""The models of a run (--save_model), and a saved policy as a folder for a model hub: --test --load_model X --export FOLDER
+writes one, --load_model FOLDER reads it again.
 
     model.safetensors    all weights
     config.json          the flags it was trained with, what else its state holds, the test just made, versions, commit
@@ -13,11 +14,57 @@ import os
 
 import numpy as np
 
-from utils import load_checkpoint, optional, write_file
+from checkpoint import keep_going
+from utils import load_checkpoint, optional, pack_model, regular, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
 NOISE = ("flicker", "obs_noise", "sensor_dropout")
+
+
+class Models:
+    """RUN.last.pt and RUN.best.pt, for --save_model.
+
+    A model is held here until it is written, so that a full disk costs none: RUN.best.pt is always that of the best evaluation,
+    or it is known to be missing.
+    """
+
+    def __init__(self, path):
+        self.path, self.best = path, None                              # of the run's results; the best mean return
+        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file
+
+    def name(self, which):
+        return f"{self.path}.{which}.pt"
+
+    def evaluated(self, mean_return, agent, config, step):
+        """Save the agent as it is now."""
+        content = pack_model(agent, config, step)
+        if self.best is None or mean_return > self.best:
+            self.best, self.held["best"] = float(mean_return), content
+            self.unwritten.add("best")
+        self.held["last"] = content
+        self.unwritten.add("last")
+        self.write()
+
+    def write(self):
+        """What is not written yet, or not there any more."""
+        with keep_going("the model"):
+            for which, content in self.held.items():
+                if which in self.unwritten or not os.path.exists(self.name(which)):
+                    write_file(self.name(which), content)
+                    self.unwritten.discard(which)
+
+    def missing(self):
+        """The files that are not there as they should be, after a last attempt."""
+        self.write()
+        return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
+
+    def save(self):
+        """For a checkpoint."""
+        return {"best": self.best, "held": {which: self.held[which] for which in self.unwritten}}
+
+    def restore(self, saved):
+        self.best, self.held, self.unwritten = saved["best"], saved["held"], set(saved["held"])
 
 
 # ---------------------------------------------------------------------- writing
@@ -54,11 +101,18 @@ def save(folder, checkpoint, run, returns, lengths, about):
         episode_length=float(np.mean(lengths)))
     config = dict(config={name: value for name, value in checkpoint["config"].items() if name not in PRIVATE},
                   step=checkpoint["step"], agent={name: x for name, x in state.items() if not isinstance(x, dict)},
-                  sha256=hashlib.sha256(weights).hexdigest(), test=test, **about)
+                  test=test, **about)
+    config["sha256"] = checksum(weights, config)
     os.makedirs(folder, exist_ok=True)
     write_file(os.path.join(folder, WEIGHTS), weights)
     write_file(os.path.join(folder, CARD), card(config).encode())
     write_file(os.path.join(folder, CONFIG), json.dumps(config, indent=1).encode())
+
+
+def checksum(weights, config):
+    """Of all of a model: its weights and everything else in its CONFIG."""
+    rest = {name: value for name, value in config.items() if name != "sha256"}
+    return hashlib.sha256(weights + json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def card(config):
@@ -116,7 +170,7 @@ where `FOLDER` is this one. The versions it was tested with are in `{CONFIG}`. R
 # ---------------------------------------------------------------------- reading
 
 def load_model(path):
-    """Read a model: a file of save_checkpoint, or a folder of `save`. Both give the same dictionary.
+    """Read a model: a file of Models, or a folder of `save`. Both give the same dictionary.
 
     Raises:
         ValueError: with one line that says what is wrong with it
@@ -130,21 +184,21 @@ def load_model(path):
     try:
         with open(os.path.join(path, CONFIG), encoding="utf-8") as file:
             saved = json.load(file)
-        config, step, agent, checksum = (saved[name] for name in ("config", "step", "agent", "sha256"))
+        config, step, agent, stated = (saved[name] for name in ("config", "step", "agent", "sha256"))
         if not (isinstance(config, dict) and type(step) is int and all(type(x) in (int, float) for x in agent.values())):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"'{path}' is not a model of this project, by its {CONFIG}; give a folder written by --export") from None
     try:
-        with open(os.path.join(path, WEIGHTS), "rb") as file:
+        with open(regular(os.path.join(path, WEIGHTS)), "rb") as file:
             weights = file.read()
-        if hashlib.sha256(weights).hexdigest() != checksum:
-            raise ValueError("its checksum is wrong")
+        if stated not in (checksum(weights, saved), hashlib.sha256(weights).hexdigest()):  # an older one is of the weights alone
+            raise ValueError("the checksum is wrong")
         for name, tensor in from_bytes(weights).items():
             network, name = name.split(".", 1)
             agent.setdefault(network, {})[name] = tensor
     except OSError as error:
         raise ValueError(f"'{path}' has no {WEIGHTS} that can be read ({error.strerror}); export it again") from None
     except Exception as error:                                         # safetensors has its own
-        raise ValueError(f"'{path}' is damaged: {WEIGHTS}: {' '.join(str(error).split())}; export it again") from None
+        raise ValueError(f"'{path}' is damaged: {WEIGHTS} or {CONFIG}: {' '.join(str(error).split())}; export it again") from None
     return {"config": config, "step": step, "agent": agent}

@@ -8,15 +8,18 @@ import difflib
 import functools
 import importlib
 import math
+import os
 import re
 import sys
 import typing
 from dataclasses import MISSING, dataclass, fields
+from types import SimpleNamespace
 
 import torch
 
 import export
 from agent import MemoryFlags, flag
+from cores import make_core
 from utils import Parser, fail, optional
 
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
@@ -154,8 +157,6 @@ def parse(argv):
             fail(f"--load_model: {error}")
     if early.test:                                                     # test as it was trained, unless told otherwise
         saved = checkpoint["config"]
-        if not isinstance(saved, dict):
-            fail(f"--load_model: '{early.load_model}' is not a model of this project; give a file written by --save_model")
         early.policy = str(saved.get("policy"))
     module = load_policy(early.policy)
 
@@ -177,6 +178,10 @@ def parse(argv):
             difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
         fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags" if
                                                word.startswith("-") else f"{ONE_VALUE} (--help lists all flags)"))
+    env = str(saved.get("env"))
+    if ":" in env and "env" not in given:                              # to import it is to run its code, and a model is data
+        fail(f"--load_model: '{early.load_model}' names the environment {env}, which would import the module "
+             f"{env.split(':')[0]} and so run its code; if you trust it, add --env {env}")
     if given.get("policy", early.policy) != early.policy:
         fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 
@@ -193,9 +198,33 @@ def parse(argv):
         config.update(module.RECURRENT_DEFAULTS)
     config.update(given)
     check(config, given, module)
+    if checkpoint:
+        check_size(config, given, early.load_model)
     run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
     cfg = module.HyperParameters(**{f.name: config[f.name] for f in fields(module.HyperParameters)})
     return run, cfg, module, checkpoint
+
+
+def check_size(config, given, path):
+    """Does a model ask for more than it can need? Exits with 2 and one line, before any memory or time is spent on it."""
+    episodes = config["eval_episodes"]
+    if config["test"] and "eval_episodes" not in given and episodes > 10_000:
+        fail(f"--load_model: '{path}' asks for {episodes} episodes of a test; if you want them, add --eval_episodes {episodes}")
+    layers, size, flags = config["hidden_layers"], config["hidden_size"], SimpleNamespace(**config)
+    recurrent = config["recurrent_actor"] or config["recurrent_critic"]
+    try:
+        with torch.device("meta"):                                     # which takes no memory
+            core = sum(weight.numel() for weight in make_core(recurrent, flags, SimpleNamespace(state_dim=1, action_dim=1)).parameters())
+    except RuntimeError:                                               # more than can be counted
+        core = math.inf
+    # Of one network, what any has; a layer is at least two entries in the file's table of contents
+    head = size * (config["core_size"] if recurrent else 1) + size * size * (layers - 1) if layers else 0
+    least = 4 * (core + head + config.get("act_candidates", 0)) + 100 * layers
+    actual = os.path.getsize(os.path.join(path, export.WEIGHTS) if os.path.isdir(path) else path)
+    if least > actual:
+        sizes = [name for name in ("hidden_layers", "hidden_size", "core_size", "act_candidates") if name in config]
+        fail(f"--load_model: '{path}' has {actual:,} bytes, and {', '.join(f'--{name} {config[name]}' for name in sizes)} would "
+             f"take {least:,} at least: it holds another architecture; give the flags it was trained with")
 
 
 def check(config, given, module):

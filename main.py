@@ -11,6 +11,7 @@ Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN
 with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. logger.py
 writes curves for TensorBoard and Weights & Biases.
 """
+import contextlib
 import math
 import os
 import random
@@ -33,7 +34,7 @@ from flags import HANDLING, check_actions, parse
 from logger import Logger
 from output import Results, commit, finished, versions
 from staleness import Staleness
-from utils import alone, fail, save_checkpoint
+from utils import alone, fail, largest, load_checkpoint
 
 PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
 
@@ -172,7 +173,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     interaction = None if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed)
     config = {**asdict(run), **asdict(cfg)}
     logger = Logger(results.path, run, config, agent, buffer) if run.tensorboard or run.wandb else None
-    best, report, step = -math.inf, "", 0
+    models, best, report, step = export.Models(results.path), -math.inf, "", 0
 
     # Go on from a checkpoint, or start
     checkpoints = Checkpoints(results.path, None if offline else buffer)
@@ -192,6 +193,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
                 logger.begin(step, saved["logger"])
             set_random_state(saved["random"])                          # from here on nothing may be drawn before the next step
             results.restore(saved["results"], step)
+            models.restore(saved["models"])
             if staleness:
                 staleness.restore(saved["staleness"])
             print(f"going on from step {step:,}", flush=True)
@@ -208,7 +210,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
 
     def checkpoint():
         state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
-                     buffer=state_of(buffer), random=random_state(), results=results.save(),
+                     buffer=state_of(buffer), random=random_state(), results=results.save(), models=models.save(),
                      staleness=staleness and staleness.save(), logger=logger and logger.save(),
                      interaction=None if offline else interaction.save())
         with keep_going(f"the checkpoint of step {step:,}"):
@@ -221,6 +223,9 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
 
     def evaluation():
         nonlocal best, report
+        if not math.isfinite(largest(agent.state_dict())):
+            bar.close()
+            fail_nan(step, {"the largest weight": largest(agent.state_dict())}, results.path, run)
         returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
         results.add(step, returns, lengths)
         if staleness:
@@ -229,10 +234,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
             logger.write(step, "evaluation", {"return_mean": np.mean(returns), "return_std": np.std(returns),
                                               "episode_length": np.mean(lengths)})
         if run.save_model:
-            with keep_going("the model"):
-                save_checkpoint(results.path + ".last.pt", agent, config, step)
-                if np.mean(returns) > best:
-                    save_checkpoint(results.path + ".best.pt", agent, config, step)
+            models.evaluated(np.mean(returns), agent, config, step)
         best = max(best, float(np.mean(returns)))
         report = f"return {np.mean(returns):.1f}"
         if bar.disable:
@@ -282,19 +284,20 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
                     bar.close()
                     raise Stopped(stop.signal, bool(checkpoints.steps()))
     except Exception as error:                                         # such as a distribution that refuses NaN
-        weights = [float(weight.detach().abs().max()) for weight in [*agent.actor.parameters(), *agent.critic.parameters()]]
+        weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
         bar.close()
-        if all(weight < 1e6 for weight in weights):
+        if weight < 1e6:
             if isinstance(error, Faulty):
                 raise Faulty(f"{error}, after {unit} {step:,} of the run; results so far are in {results.path}.csv") from error
             raise
-        fail_nan(step, {"the largest weight": np.max(weights)}, results.path, run)
+        fail_nan(step, {"the largest weight": weight}, results.path, run)
     bar.close()
     if logger:
         logger.close()
-    if not results.finish():
-        print("error: the run has come to its end, but the results could not be written; make room, then run the same command "
-              "with --resume", file=sys.stderr)
+    missing = models.missing() if run.save_model else []
+    if missing or not results.finish():
+        print(f"error: the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
+              "room, then run the same command with --resume", file=sys.stderr)
         sys.exit(1)
     checkpoints.remove()
     print(f"{results.path}.csv written, best evaluation {best:.1f}")
@@ -317,7 +320,9 @@ def resume(checkpoints, config):
 
 def fail_nan(step, losses, path, run):
     """Stop a run that has diverged."""
-    saved = f"the last good model is {path}.last.pt" if run.save_model else "no model was saved (--save_model would have)"
+    saved = "no model was saved" if run.save_model else "no model was saved (--save_model would have)"
+    with contextlib.suppress(ValueError):                              # there is none
+        saved = f"the last good model is {path}.last.pt, of step {load_checkpoint(path + '.last.pt')['step']:,}"
     print(f"error: {', '.join(f'{k} is {float(v)}' for k, v in losses.items())} at step {step}; {saved}; all flags are in "
           f"{path}.json; a smaller --lr may help", file=sys.stderr)
     sys.exit(1)
@@ -358,6 +363,8 @@ def main(argv=None):
     if checkpoint:
         try:
             agent.load_state_dict(checkpoint["agent"])
+            if not math.isfinite(largest(agent.state_dict())):
+                fail(f"--load_model: '{run.load_model}' holds numbers that are not finite; give another model")
             if run.explore:                                            # as it did when it was saved, but not at random
                 agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):

@@ -95,8 +95,8 @@ class Results:
 
     def save(self):
         """For a checkpoint."""
-        return {"lines": self.lines, "seconds": time.monotonic() - self.start, "cpu_seconds": time.process_time() - self.cpu_start,
-                "resumed": self.info.get("resumed", [])}
+        return {"lines": self.lines, "seconds": time.monotonic() - self.start,
+                "cpu_seconds": time.process_time() - self.cpu_start, "resumed": self.info.get("resumed", [])}
 
     def restore(self, saved, step):
         """Go on where a checkpoint was written: what was evaluated after it will be evaluated again."""

@@ -43,7 +43,7 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
 from agent import MemoryFlags
-from flags import NOT_LEARNING
+from flags import NOT_LEARNING, POLICIES
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
@@ -118,8 +118,8 @@ def interval(returns):
 
 def defaults(config):
     """The defaults of an algorithm's flags, as in flags.py."""
-    if not os.path.isfile(os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{config['policy']}.py")):
-        raise ValueError(f"there is no {config['policy']}.py")
+    if config["policy"] not in POLICIES:                               # a file of results names no module to import
+        raise ValueError(f"there is no policy {config['policy']!r}")
     module = importlib.import_module(config["policy"])
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     return {f.name: f.default for f in fields(module.HyperParameters)} | (module.RECURRENT_DEFAULTS if recurrent else {}) | \

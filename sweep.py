@@ -88,8 +88,11 @@ class Run:
 
 # ---------------------------------------------------------------------- the file
 
-def read_study(path, results_dir):
-    """A list of Run, each once, all arms with the first seed first. Exits with 2 and one line if anything is wrong."""
+def read_study(path, results_dir, imports=False):
+    """A list of Run, each once, all arms with the first seed first. Exits with 2 and one line if anything is wrong.
+
+    imports: try also the environments whose ids begin with a module, which runs its code
+    """
     try:
         with open(path, "rb") as file:
             study = tomllib.load(file)
@@ -128,7 +131,7 @@ def read_study(path, results_dir):
         if case and len(choices) != 1:
             fail(f"{path}, {label}: a list would make {len(choices)} runs of one arm and case; give each a table of its own")
         for flags in choices:
-            run = check(f"{path}, {label}", flags, seed, results_dir)
+            run = check(f"{path}, {label}", flags, seed, results_dir, imports)
             other = runs.setdefault(run.path, run)
             for name, value in run.config.items():
                 if value != other.config[name]:
@@ -148,7 +151,7 @@ def combinations(table):
     return [{name: value for part in chosen for name, value in part.items()} for chosen in itertools.product(*axes)]
 
 
-def check(where, flags, seed, results_dir):
+def check(where, flags, seed, results_dir, imports):
     """A Run, its flags checked as main.py does. Exits with 2 and its line if it refuses them."""
     for name, why in NOT_HERE.items():
         if name in flags:
@@ -159,7 +162,8 @@ def check(where, flags, seed, results_dir):
     try:
         with contextlib.redirect_stderr(said):
             run, cfg, module, _ = parse(words)
-            check_actions(run, cfg, spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout).discrete)
+            if imports or ":" not in run.env:
+                check_actions(run, cfg, spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout).discrete)
     except SystemExit:
         fail(f"{where}: {said.getvalue().strip().removeprefix('error: ')}; in {shlex.join(words)}")
     path = os.path.join(results_dir, run_name(run, cfg, module))
@@ -346,7 +350,7 @@ def main(argv=None):
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster [none: the cores of this machine]")
     parser.add_argument("--cores", type=int, help="how many of this machine's cores [all]")
     parser.add_argument("--retries", type=int, default=5, help="how often a run that was lost is started again [5]")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run and import nothing")
     args = parser.parse_args(argv)
     for name, low in (("retries", 0), ("cores", 1)):
         if getattr(args, name) is not None and getattr(args, name) < low:
@@ -355,7 +359,14 @@ def main(argv=None):
         fail("--cores is for this machine, and a cluster's nodes have said how many they have; drop one of the two")
     folder = os.path.abspath(args.results_dir or os.path.join(HERE, "results", os.path.splitext(os.path.basename(args.study))[0]))
     # Inside the repository relative to it: a run's JSON holds its command, and no path of this machine
-    runs = read_study(args.study, folder.removeprefix(HERE + os.sep))
+    place = folder.removeprefix(HERE + os.sep)
+    runs = read_study(args.study, place)
+    modules = sorted({run.config["env"].split(":")[0] for run in runs if ":" in run.config["env"]})
+    if modules:                                                        # said before any code of theirs is run
+        print(f"{args.study} {'would import' if args.dry_run else 'imports'} {', '.join(modules)} for its environments",
+              file=sys.stderr, flush=True)
+        if not args.dry_run:
+            runs = read_study(args.study, place, imports=True)
     repeated = collections.Counter((arm, run.arms[0]) for run in runs for arm in run.arms[1:])
     for (arm, other), count in repeated.items():
         print(f"{arm}: {count} of its runs are runs of {other} too, and are run once", file=sys.stderr)

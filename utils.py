@@ -1,6 +1,7 @@
 """Buffers of sequences; models, files and errors."""
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -463,6 +464,13 @@ class PrioritisedBuffer(Buffer):
 
 # ---------------------------------------------------------------------- checkpoints
 
+def regular(path):
+    """The same path if a file is there. Raises OSError if not: to open a pipe would be to wait for ever."""
+    if not os.path.isfile(path):
+        raise OSError(errno.ENOENT, f"{path} is no file")
+    return path
+
+
 def write_file(path, payload):
     """Write bytes such that at no time there is half a file of this name. Raises OSError, and leaves what was there."""
     try:
@@ -499,15 +507,24 @@ def alone(path, patience):
             lock.release()
 
 
-def save_checkpoint(path, agent, config, step):
-    """Write one dictionary: what is needed to rebuild the agent."""
+def pack_model(agent, config, step):
+    """What is needed to rebuild an agent, as the bytes of a file: one dictionary."""
     file = io.BytesIO()
     torch.save({"config": config, "step": step, "agent": agent.state_dict()}, file)
-    write_file(path, file.getbuffer())
+    return file.getvalue()
+
+
+def largest(state):
+    """The largest of all numbers in nested dictionaries, without their signs; NaN if one is."""
+    numbers = [largest(x) if isinstance(x, dict) else float(torch.as_tensor(x).abs().max()) for x in state.values()]
+    return float(np.max([0.0, *numbers]))
 
 
 def load_checkpoint(path):
-    """Read what save_checkpoint wrote, without executing code from the file.
+    """Read what pack_model made, without executing code from the file.
+
+    It is a zip archive, which holds a checksum of each of its parts. Torch does not look at them, so it is given what has been
+    read by what does.
 
     Raises:
         ValueError: with one line that says what is wrong with the file
@@ -515,11 +532,19 @@ def load_checkpoint(path):
     if not os.path.isfile(path):
         raise ValueError(f"no model file at '{path}'; --save_model writes <run>.last.pt and <run>.best.pt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, Exception) as error:
+        checked = io.BytesIO()
+        with zipfile.ZipFile(path) as parts, zipfile.ZipFile(checked, "w") as again:
+            if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path):
+                raise ValueError("it is compressed, which Torch's are not, and could be of any size")
+            for part in parts.infolist():
+                again.writestr(part.filename, parts.read(part))
+        checked.seek(0)
+        checkpoint = torch.load(checked, map_location="cpu", weights_only=True)
+    except Exception as error:                                         # of many kinds
         raise ValueError(f"'{path}' is damaged or not a model of this project ({type(error).__name__}); "
                          "give a file written by --save_model") from None
-    if not isinstance(checkpoint, dict) or not {"config", "step", "agent"} <= set(checkpoint):
+    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("config"), dict) and type(checkpoint.get("step")) is int
+            and "agent" in checkpoint):
         raise ValueError(f"'{path}' is not a model of this project; give a file written by --save_model")
     return checkpoint
 

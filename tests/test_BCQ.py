@@ -765,7 +765,117 @@ def test_a_data_set_that_lacks_a_step(refused):
     def edit(file):
         file["episode_1"]["observations"].resize(len(file["episode_1"]["rewards"]), 0)
     change("x-v0", edit)
-    refused([*OFFLINE, "--dataset", "x-v0"], ["observations in episode 1", "steps"])
+    refused([*OFFLINE, "--dataset", "x-v0"], ["observations of shape", "in episode 1 of", "steps"])
+
+
+def swap(name, what, make):
+    """Replace an array of the second episode by what `make` makes of it."""
+    def edit(file):
+        values = make(file["episode_1"][what][()])
+        del file["episode_1"][what]
+        file["episode_1"][what] = values
+    change(name, edit)
+
+
+WRONG = {
+    "another rank": lambda x: x[..., None], "shorter": lambda x: x[:-1], "longer": lambda x: np.concatenate([x, x[:1]]),
+    "a single number": lambda x: x.flat[0], "text": lambda x: x.astype("S9"), "complex": lambda x: x.astype(complex),
+    "beyond float32": lambda x: np.full(x.shape, 1e39), "neither 0 nor 1": lambda x: np.full(x.shape, 2),
+}
+
+
+@pytest.mark.parametrize("what", ["observations", "actions", "rewards", "terminations", "truncations"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_arrays_of_another_kind_than_declared(what, wrong, refused):
+    """Nothing is read as if it were right, or ends in a traceback."""
+    if wrong == "neither 0 nor 1" and what not in ("terminations", "truncations"):
+        return                                                         # a good number
+    record("TestMixed-v0", "x-v0", 60)
+    swap("x-v0", what, WRONG[wrong])
+    named = [what, "in episode 1"] if what != "rewards" and wrong != "a single number" else []     # Minari may notice first
+    refused([*OFFLINE, "--dataset", "x-v0"], ["'x-v0'", "record or download it again", *named])
+
+
+@pytest.mark.parametrize("value, says", [(7, "outside Discrete"), (-1, "outside Discrete"), (0.5, "of type float64")])
+def test_discrete_observations_that_do_not_exist(value, says, refused):
+    """A 7 of a Discrete(5) has no place in a one-hot vector, and a -1 would be taken for the last."""
+    record("TestNumbers-v0", "x-v0", 30)
+    swap("x-v0", "observations", lambda x: np.array([*x[:-1], value]))
+    refused([*OFFLINE, "--dataset", "x-v0", "--env", "TestNumbers-v0"], ["observations", says, "in episode 1"])
+
+
+@pytest.mark.parametrize("name, states", [("total_episodes", "episodes"), ("total_steps", "steps")])
+@pytest.mark.parametrize("number", [1, 10 ** 12])
+def test_a_data_set_that_states_another_size(name, states, number, refused):
+    record("TestMixed-v0", "x-v0", 60)
+    edit_metadata("x-v0", lambda info: info.update({name: number}))
+    refused([*OFFLINE, "--dataset", "x-v0"], [f"states {number} {states} and has"])
+
+
+# ---------------------------------------------------------------------- hostile data sets
+
+def edit_metadata(name, edit):
+    path = os.path.join(change(name, lambda file: None), "metadata.json")
+    info = json.load(open(path))
+    edit(info)
+    json.dump(info, open(path, "w"))
+
+
+def place(kind, file, folder):
+    """Let the rewards of the second episode lie elsewhere, with the same numbers, so that only the place is wrong."""
+    rewards, group = file["episode_1"]["rewards"][()], file["episode_1"]
+    del group["rewards"]
+    with h5py.File(folder / "other.hdf5", "w") as other:
+        other["rewards"] = rewards
+    rewards.tofile(folder / "other.bin")
+    file["episode_0"]["kept"] = rewards
+    if kind == "virtual array":
+        layout = h5py.VirtualLayout(rewards.shape, rewards.dtype)
+        layout[:] = h5py.VirtualSource(str(folder / "other.hdf5"), "rewards", rewards.shape)
+        group.create_virtual_dataset("rewards", layout)
+    elif kind == "external storage":
+        group.create_dataset("rewards", rewards.shape, rewards.dtype, external=[(str(folder / "other.bin"), 0, rewards.nbytes)])
+    else:
+        group["rewards"] = h5py.SoftLink("/episode_0/kept") if kind == "soft link" else \
+            h5py.ExternalLink(str(folder / "other.hdf5"), "rewards")
+
+
+@pytest.mark.parametrize("kind", ["soft link", "external link", "external storage", "virtual array"])
+def test_a_data_set_holds_its_own_numbers(kind, world, refused, tmp_path):
+    """Else it could hand on any file of the machine."""
+    record("TestMixed-v0", "x-v0", 60)
+    change("x-v0", lambda file: place(kind, file, tmp_path))
+    assert len(minari.load_dataset("x-v0")[1].rewards) > 0             # Minari follows it
+    refused([*OFFLINE, "--dataset", "x-v0"], ["refers to another place at episode_1/rewards"])
+
+
+def test_a_data_set_runs_no_code(refused, monkeypatch):
+    """Minari makes the environment, by any function that the data set names, if it does not state its spaces."""
+    record("TestMixed-v0", "x-v0", 60)
+    called = []
+    monkeypatch.setattr(test_memory, "trap", lambda **_: called.append(1), raising=False)
+
+    def edit(info):
+        spec = json.loads(info["env_spec"]) | {"entry_point": "test_memory:trap", "id": "TestTrap-v0"}
+        info["env_spec"] = json.dumps(spec)
+    edit_metadata("x-v0", edit)
+    refused([*OFFLINE, "--dataset", "x-v0"], ["recorded in TestTrap-v0"])
+    edit_metadata("x-v0", lambda info: info.pop("action_space"))
+    refused([*OFFLINE, "--dataset", "x-v0"], ["does not state its spaces"])
+    assert not called
+    with pytest.raises(TypeError):                                     # it returned no environment
+        minari.load_dataset("x-v0")
+    assert called                                                      # the trap is a real one
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "main_data.hdf5"])
+def test_a_pipe_in_the_place_of_a_file(name, refused):
+    """To open one is to wait for ever."""
+    record("TestMixed-v0", "x-v0", 60)
+    path = os.path.join(change("x-v0", lambda file: None), name)
+    os.remove(path)
+    os.mkfifo(path)
+    refused([*OFFLINE, "--dataset", "x-v0"], ["cannot be read", f"{name} is no file"])
 
 
 @pytest.mark.parametrize("package", ["minari", "h5py"])

@@ -27,6 +27,7 @@ import torch
 from conftest import SPEC, RandomAgent, Toy, make_buffer, make_off_policy, record
 from filelock import FileLock
 
+import export
 import main
 import output
 import TD3
@@ -934,6 +935,55 @@ def test_the_results_folder_is_deleted(words, tmp_path, capsys):
         play(argv)
     result = outcome(path_of(argv))
     assert result["csv"] == expected["csv"] and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """A run with models whose best evaluation is at step 40, and a disk that has no room for them at some evaluations."""
+    scores = {0: 5.0, 40: 9.0, 80: 7.0, 120: 2.0}
+    now, write = [], export.write_file
+    monkeypatch.setattr(main, "evaluate", lambda agent, *_: now.append(agent.steps) or ([scores[agent.steps]], [1]))
+    monkeypatch.setattr(export, "write_file", lambda *args: full() if now[-1] in scored.full else write(*args))
+
+    def scored(*words):
+        scored.argv = [*flags("--policy TD3 --env TestSwing-v0", tmp_path), "--save_model", *words]
+        return scored.argv
+    scored.full = ()
+    return scored
+
+
+@pytest.mark.parametrize("no_room", [(40,), (0, 40), (40, 80), (0, 40, 80)])
+def test_the_best_model_is_of_the_best_evaluation_after_a_full_disk(no_room, scored, capsys):
+    """It is written as soon as there is room again, although by then another model is evaluated."""
+    scored.full = no_room
+    play(scored())
+    assert re.fullmatch(f"{WARNING}{{{len(no_room)}}}", capsys.readouterr().err)
+    written = outcome(path_of(scored.argv))
+    assert written["best"]["step"] == 40 and written["last"]["step"] == 120
+
+
+@pytest.mark.parametrize("no_room, missing", [((0, 40, 80, 120), ["last.pt and", "best.pt could"]), ((120,), ["last.pt could"])])
+def test_a_model_that_is_missing_at_the_end(no_room, missing, scored, capsys):
+    """The run has failed. With --resume it goes on once there is room, and the best model has not been forgotten."""
+    scored.full = no_room
+    with pytest.raises(SystemExit) as stop:
+        play(scored())
+    out, error = capsys.readouterr()
+    assert stop.value.code == 1 and "csv written" not in out
+    assert "error: the run has come to its end" in error and "--resume" in error and all(words in error for words in missing)
+    scored.full = ()
+    play(scored("--resume"))
+    written = outcome(path_of(scored.argv))
+    assert written["best"]["step"] == 40 and written["last"]["step"] == 120
+
+
+def test_a_model_that_someone_deleted(scored, capsys):
+    """Is not known any more after a resume: the run says that it is missing."""
+    assert play(scored(), main.Buffer, "add", 100).crashed
+    os.remove(path_of(scored.argv) + ".best.pt")
+    with pytest.raises(SystemExit) as stop:
+        play(scored("--resume"))
+    assert stop.value.code == 1 and "best.pt could not be written" in capsys.readouterr().err
 
 
 def test_the_disk_is_full_when_the_run_ends(tiny, tmp_path, capsys):

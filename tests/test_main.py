@@ -2,6 +2,7 @@
 import csv
 import fcntl
 import importlib
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ import test_envs  # noqa: F401  (registers toy environments)
 import torch
 from conftest import record
 
+import export
 import main
 import output
 from cores import MemoryFlags
@@ -421,6 +423,60 @@ def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_p
     refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
 
 
+@pytest.mark.parametrize("name,value", [
+    ("hidden_layers", 10 ** 6), ("hidden_size", 10 ** 6), ("core_size", 10 ** 6), ("core_size", 2 ** 31 - 1),
+    ("eval_episodes", 2 * 10 ** 9), ("hidden_layers", 2 ** 31 - 1)])
+def test_a_model_that_asks_for_more_than_it_holds(name, value, trained, refused, tmp_path, monkeypatch):
+    """It is refused with the number before anything is made of that size."""
+    monkeypatch.setattr(importlib.import_module("TD3"), "TD3", None)
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    for core in ("lstm", "gru", "mingru"):
+        model["config"] |= {name: value, "core": core}
+        torch.save(model, tmp_path / "model.pt")
+        refused("--test", "--load_model", str(tmp_path / "model.pt"), says=["--load_model", str(value)])
+    if name != "eval_episodes":
+        refused(*tiny("TD3"), *RECURRENT, "--load_model", trained + ".best.pt", f"--{name}={value}", says=[str(value)])
+
+
+def test_a_bcq_model_that_asks_for_more_than_it_holds(refused, tmp_path):
+    path = run(tmp_path / "run", tiny("BCQ", "Pendulum-v1", "--save_model")) + ".best.pt"
+    model = torch.load(path, weights_only=True)
+    model["config"]["act_candidates"] = 10 ** 9
+    torch.save(model, path)
+    refused("--test", "--load_model", path, says=["--act_candidates 1000000000"])
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module `trap` that can be imported; whether its code has run."""
+    (tmp_path / "trap.py").write_text("import sys; sys.trapped = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "trapped", False, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "trap", raising=False)
+    yield lambda: sys.trapped
+    sys.modules.pop("trap", None)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("env", ["trap:Pendulum-v1", "trap:", ["trap:Pendulum-v1"], {"trap:x": 1}])
+def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path, trap):
+    """Only the command line may, and the refusal says how."""
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    model["config"]["env"], path = env, str(tmp_path / "model")
+    if kind == "file":
+        torch.save(model, path)
+    else:
+        pytest.importorskip("safetensors")
+        export.save(path, model, parse([])[0], [0], [1], dict(versions={}, commit=""))
+    error = refused("--test", "--load_model", path, says=["the module", "trap", f"add --env {env}"])
+    assert "--load_model" in error and not trap()
+    main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "Pendulum-v1"])
+    assert not trap()
+    main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "trap:Pendulum-v1"])
+    assert trap()                                                      # it is a real one
+
+
 @pytest.mark.parametrize("argv", ["--hidden_size 9", "--core_size 5", "--core gru", "--no-recurrent_critic", "--hidden_layers 3",
                                   "--env InvertedPendulumBulletEnv-v0", "--observe positions"])
 def test_model_of_another_architecture(argv, trained, refused):
@@ -496,10 +552,38 @@ def test_losses_that_are_not_finite_stop_the_run(policy, loss, save, tmp_path, c
     assert {row[0] for row in evaluations(flags[:-len(".json")])} == {"0", "100"}
     if save:
         model = re.search(r"the last good model is (\S+\.pt)", error)[1]
-        assert torch.load(model, weights_only=True)["step"] == 100
+        assert torch.load(model, weights_only=True)["step"] == 100 and f"{model}, of step 100;" in error
         assert all(w.isfinite().all() for w in weights(model).values())
     else:
         assert "no model was saved" in error and not [name for name in os.listdir(tmp_path) if name.endswith(".pt")]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(number, tmp_path, capsys, monkeypatch):
+    """Although the losses are, until the next evaluation: the model before it stays, and is named."""
+    def spoil(self, buffer):
+        if self.steps == 199:
+            next(self.critic.parameters()).detach().view(-1)[3] = number
+        return {"critic_loss": torch.zeros(())}
+    monkeypatch.setattr(importlib.import_module("TD3").TD3, "train", spoil)
+    monkeypatch.setattr(importlib.import_module("TD3").TD3, "ready", lambda self, buffer: self.steps > 100 and next(turn))
+    turn = itertools.cycle([True, False])
+    with pytest.raises(SystemExit) as stop:
+        main.main([*tiny("TD3"), "--save_model", "--results_dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and re.fullmatch(rf"error: the largest weight is {number} at step 200; [^\n]+\n", error)
+    model = re.search(r"the last good model is (\S+\.last\.pt), of step 100;", error)[1]
+    assert torch.load(model, weights_only=True)["step"] == 100 and all(w.isfinite().all() for w in weights(model).values())
+    assert {row[0] for row in evaluations(model.removesuffix(".last.pt"))} == {"0", "100"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_model_with_weights_that_are_not_finite_is_refused(number, trained, refused, tmp_path):
+    model = torch.load(trained + ".best.pt", weights_only=True)
+    next(iter(model["agent"]["critic"].values())).view(-1)[3] = number
+    torch.save(model, tmp_path / "model.pt")
+    for argv in (["--test"], [*tiny("TD3"), *RECURRENT]):
+        refused(*argv, "--load_model", str(tmp_path / "model.pt"), says=["--load_model", "numbers that are not finite"])
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -1,6 +1,7 @@
 """plot.py: which runs are one line, the numbers, the figures, and what it says to bad input. All results are made up here."""
 import csv
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -315,6 +316,17 @@ def test_a_damaged_run_among_good_ones_is_left_out_with_a_warning(results, damag
 def test_a_damaged_run_alone_is_an_error(results, damage, capsys):
     DAMAGE[damage](write_run(results, name="bad"))
     assert "bad." in refused(results, capsys)
+
+
+@pytest.mark.parametrize("policy", ["video", "tests/../TD3", "os"])
+def test_a_file_of_results_names_no_module_to_import(results, policy, monkeypatch, capsys):
+    """What is not an algorithm of flags.py is left out before its code could run."""
+    monkeypatch.delitem(sys.modules, "video", raising=False)
+    write_run(results, seed=0)
+    with open(write_run(results, seed=1, name="bad") + ".json", "w") as file:
+        json.dump(dict(config=dict(policy=policy, recurrent_actor=False, recurrent_critic=False)), file)
+    assert len(plot.read_results(results)) == 1 and "there is no policy" in capsys.readouterr().err
+    assert "video" not in sys.modules
 
 
 def refused(results, capsys, plots_dir=None):

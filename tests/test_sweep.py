@@ -121,6 +121,24 @@ def test_bad_studies(text, says, study, capsys, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["study.toml"]
 
 
+def test_it_says_which_modules_a_study_imports_before_it_does(study, capsys, tmp_path, monkeypatch):
+    """To import a module is to run its code; with --dry_run that can be looked at before."""
+    (tmp_path / "trap.py").write_text("print('the code has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = study("seeds = [0, 1]\n[[runs]]\npolicy = 'PPO'\nenv = ['trap:Cue10-v0', 'Cue10-v0']\n")
+    sweep.main([path, "--dry_run"])
+    out, err = capsys.readouterr()
+    assert out.count("--env=trap:Cue10-v0") == 2 and err == f"{path} would import trap for its environments\n"
+    sweep.read_study(path, "results")                                  # as plot.py does
+    assert "trap" not in sys.modules
+
+    monkeypatch.setitem(sys.modules, "ray", None)                      # so nothing is run
+    with pytest.raises(SystemExit):
+        sweep.main([path, "--results_dir", str(tmp_path / "results")])
+    assert capsys.readouterr().err.startswith(f"{path} imports trap for its environments\n") and "trap" in sys.modules
+    del sys.modules["trap"]
+
+
 @pytest.mark.parametrize("flags,says", [
     (["missing.toml"], ["missing.toml", "No such file", "studies/pilot.toml"]),
     ([], ["study"]),

@@ -15,7 +15,7 @@ from scipy import stats
 import TD3
 from envs import EnvSpec
 from networks import MLP, adam, soft_update
-from utils import Buffer, PrioritisedBuffer, fail, load_checkpoint, save_checkpoint
+from utils import Buffer, PrioritisedBuffer, fail, load_checkpoint, pack_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 # One-step episodes, long ones, one that the ring has cut, ones still running
@@ -475,10 +475,10 @@ def test_soft_update():
 
 
 def test_checkpoint_comes_back(tmp_path):
-    """The same agent, config and step, and no half-written file beside it."""
+    """The same agent, config and step."""
     path = str(tmp_path / "run.pt")
     agent = make_agent(TD3, **RECURRENT)
-    save_checkpoint(path, agent, {"policy": "TD3"}, 17)
+    (tmp_path / "run.pt").write_bytes(pack_model(agent, {"policy": "TD3"}, 17))
     other = make_agent(TD3, seed=1, **RECURRENT)
     checkpoint = load_checkpoint(path)
     other.load_state_dict(checkpoint["agent"])
@@ -486,7 +486,34 @@ def test_checkpoint_comes_back(tmp_path):
     for name in ("actor", "critic"):
         pairs = zip(getattr(agent, name).parameters(), getattr(other, name).parameters(), strict=True)
         assert all(torch.equal(p, q) for p, q in pairs)
-    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def plain(thing):
+    """Nested dictionaries as values that can be compared, to the bit."""
+    if isinstance(thing, dict):
+        return {name: plain(value) for name, value in thing.items()}
+    return (thing.shape, thing.numpy().tobytes()) if torch.is_tensor(thing) else (type(thing), thing)
+
+
+def test_a_model_that_is_damaged_is_refused(tmp_path):
+    """A single bit anywhere in the file: it is refused, or it is in one of the gaps, and what is read is the same."""
+    whole = pack_model(make_agent(TD3, **RECURRENT), {"policy": "TD3"}, 17)
+    (tmp_path / "whole.pt").write_bytes(whole)
+    expected = plain(load_checkpoint(str(tmp_path / "whole.pt")))
+    weight = whole.index(np.float32(next(make_agent(TD3, **RECURRENT).actor.parameters())[0, 0].item()).tobytes())
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", whole)]       # zip's list of its parts
+    bits = {(at, 1 << at % 8) for at in range(0, len(whole), 23)} | {(entry + 38, 16) for entry in entries}     # is a folder!
+    refused = 0
+    for at, bit in sorted(bits | {(weight, 1), (weight + 3, 64)}):
+        damaged = bytearray(whole)
+        damaged[at] ^= bit
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            assert plain(load_checkpoint(str(tmp_path / "damaged.pt"))) == expected, (at, bit)
+            assert at // 4 != weight // 4
+        except ValueError:
+            refused += 1
+    assert refused > len(bits) / 2
 
 
 def test_bad_checkpoints_are_one_line(tmp_path):
