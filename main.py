@@ -286,7 +286,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     bar.close()
     if logger:
         logger.close()
-    if not results.finish():
+    if not results.finish(staleness):
         print("error: the run has come to its end, but the results could not be written; make room, then run the same command "
               "with --resume", file=sys.stderr)
         sys.exit(1)

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import copy
+import errno
 import importlib
 import io
 import os
@@ -509,6 +510,13 @@ def soft_update(network, target, tau):
 
 
 # ---------------------------------------------------------------------- checkpoints
+
+def regular(path):
+    """The same path if a file is there. Raises OSError if not: to open a pipe would be to wait for ever."""
+    if not os.path.isfile(path):
+        raise OSError(errno.ENOENT, f"{path} is no file")
+    return path
+
 
 def write_file(path, payload):
     """Write bytes such that at no time there is half a file of this name. Raises OSError, and leaves what was there."""
