@@ -128,6 +128,34 @@ def convert(hint, f):
     return read
 
 
+def check_saved(config):
+    """Check a run's flags that were read from a file: each value must be one that the command line could have given. Another
+    version's flags, which are unknown here, must be plain values. Raises ValueError, with one line."""
+    if config["policy"] not in POLICIES:                               # a file names no module to import
+        raise ValueError(f"there is no policy {config['policy']!r:.60}")
+    if len(str(config)) > 10_000:
+        raise ValueError("its flags are more than 10,000 characters")
+    known, anything = {}, flag(None, "", low=-sys.float_info.max)
+    for cls in (RunFlags, importlib.import_module(config["policy"]).HyperParameters):
+        hints = typing.get_type_hints(cls)
+        known |= {f.name: (hints[f.name], f) for f in fields(cls)}
+    for name, value in config.items():
+        hint, f = known.get(name, (bool | float | str | None, anything))
+        kinds = typing.get_args(hint) or (hint,)
+        try:
+            if type(value) in (int, float) and {int, float} & {*kinds}:
+                convert(int if int in kinds else float, f)(str(value))
+                fits = True
+            else:
+                fits = type(value) in kinds or value in [word for kind in kinds for word in typing.get_args(kind) or [kind]]
+        except argparse.ArgumentTypeError:
+            fits = False
+        if name not in HANDLING and not f"{name}{value}".isprintable() or name == "env" and len(str(value).encode()) > 150:
+            fits = False                                               # the environment's name becomes that of a file
+        if not fits:
+            raise ValueError(f"a run cannot have had {name} {value!r:.60}")
+
+
 def load_policy(name):
     """The module of an algorithm. Exits with 2 if there is none of that name."""
     if name not in POLICIES:
@@ -214,7 +242,8 @@ def check_size(config, given, path):
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     try:
         with torch.device("meta"):                                     # which takes no memory
-            core = sum(weight.numel() for weight in make_core(recurrent, flags, SimpleNamespace(state_dim=1, action_dim=1)).parameters())
+            smallest = make_core(recurrent, flags, SimpleNamespace(state_dim=1, action_dim=1))
+            core = sum(weight.numel() for weight in smallest.parameters())
     except RuntimeError:                                               # more than can be counted
         core = math.inf
     # Of one network, what any has; a layer is at least two entries in the file's table of contents

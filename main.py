@@ -295,7 +295,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     if logger:
         logger.close()
     missing = models.missing() if run.save_model else []
-    if missing or not results.finish():
+    if missing or not results.finish(staleness):
         print(f"error: the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
               "room, then run the same command with --resume", file=sys.stderr)
         sys.exit(1)

@@ -1,6 +1,8 @@
 """What a run writes: its name, RUN.csv with a line per evaluation episode, RUN.json with all flags, versions and the commit."""
 import contextlib
+import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -13,9 +15,9 @@ import zlib
 from dataclasses import asdict
 
 from checkpoint import keep_going
-from flags import NOT_LEARNING, RunFlags, defaults_of
+from flags import NOT_LEARNING, RunFlags, check_saved, defaults_of
 from logger import events_folder
-from utils import fail, write_file
+from utils import fail, regular, write_file
 
 
 def run_name(run, cfg, module):
@@ -34,12 +36,40 @@ def run_name(run, cfg, module):
     return f"{name}_seed={run.seed}"
 
 
+def read_info(path):
+    """A run's JSON as a dictionary, its flags checked. Raises an exception of some kind if it is missing or damaged: what is in
+    a file may be anything. path: of the run's results, without an ending."""
+    with open(regular(path + ".json"), encoding="utf-8") as file:
+        info = json.load(file)
+    check_saved(info["config"])
+    return info
+
+
+def read_rows(path, end, info):
+    """The rows of a run's CSV as dictionaries of text. Raises an exception of some kind if it is missing, damaged or cut.
+
+    Args:
+        path: of the run's results, without an ending
+        end: of the CSV's name, .csv or .staleness.csv
+        info: the run's JSON; if the run has finished, it says how many lines there are (older ones do not)
+    """
+    with open(regular(path + end), encoding="utf-8", newline="") as file:
+        text = file.read()
+    written = info.get("lines", {}).get(end)
+    if written is not None and text.count("\n") != written:
+        raise ValueError(f"{written} lines were written, and there are {text.count(chr(10))} whole ones")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
 def finished(path):
-    """Has a run come to its end? path: of its results, without an ending."""
+    """Has a run come to its end, and are its results whole? path: of these, without an ending."""
     try:
-        with open(path + ".json") as file:
-            return json.load(file).get("finished") is True and os.path.exists(path + ".csv")
-    except (OSError, ValueError, AttributeError):
+        with open(regular(path + ".json"), encoding="utf-8") as file:
+            info = json.load(file)
+        for end in {".csv": None, **info.get("lines", {})}:
+            read_rows(path, end, info)
+        return info.get("finished") is True
+    except Exception:                                                  # of many kinds: what is in a file may be anything
         return False
 
 
@@ -86,8 +116,9 @@ class Results:
                        for episode, (ret, length) in enumerate(zip(returns, lengths))]
         self.write()
 
-    def finish(self):
-        """Returns whether it could be written."""
+    def finish(self, staleness=None):
+        """Returns whether it could be written. Both CSVs' lines are counted in the JSON, so that it shows if they are cut."""
+        self.info["lines"] = {".csv": len(self.lines)} | ({".staleness.csv": len(staleness.lines)} if staleness else {})
         self.info.update(finished=True, seconds=round(time.monotonic() - self.start, 1),
                          cpu_seconds=round(time.process_time() - self.cpu_start, 1))
         self.write()

@@ -26,7 +26,6 @@ import argparse
 import csv
 import glob
 import importlib
-import json
 import math
 import os
 import re
@@ -43,7 +42,8 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.stats import bootstrap
 
 from agent import MemoryFlags
-from flags import NOT_LEARNING, POLICIES
+from flags import NOT_LEARNING, POLICIES, RunFlags, defaults_of
+from output import read_info, read_rows
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
@@ -65,7 +65,8 @@ DASHES = {"feed-forward": (0, (5, 2)), "LSTM actor and critic": "-", "LSTM actor
           "minGRU critic only": (0, (1, 0.8))}
 ARMS = ["#0072b2", "#d55e00", "#009e73", "#b8578f", "#a08a00", "#222222", "#5fd0f5", "#8a6a55"]
 MARKERS = "osD^vPX*<>"
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"}
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
+         "text.parse_math": False}                                     # a dollar sign in a name is a dollar sign
 short = EngFormatter(sep="")                                           # 200k, 1.5M
 
 
@@ -101,7 +102,7 @@ class Group:
         """TD3 before DDPG before PPO, feed-forward before LSTM before GRU, plain before flags, numbers before words."""
         known = [(list(names).index(name) if name in names else len(names), name)
                  for name, names in ((self.policy, COLOURS), (self.memory, DASHES))]
-        return *known, len(self.flags), [(k, isinstance(v, str), str(v) if v is None else v) for k, v in self.flags.items()]
+        return *known, len(self.flags), [(k, isinstance(v, str), -math.inf if v is None else v) for k, v in self.flags.items()]
 
 
 def words(flag, value):
@@ -123,7 +124,7 @@ def defaults(config):
     module = importlib.import_module(config["policy"])
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     return {f.name: f.default for f in fields(module.HyperParameters)} | (module.RECURRENT_DEFAULTS if recurrent else {}) | \
-        {"load_model": ""}                                             # what a run starts from is part of what it is
+        {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # also what it starts from
 
 
 def group_key(config):
@@ -132,36 +133,40 @@ def group_key(config):
 
 
 def read_run(path):
-    """Read PATH.json and PATH.csv. Raises ValueError, with one line, if they are missing or damaged."""
+    """Read PATH.json and PATH.csv. Raises ValueError, with one line, if they are missing, damaged, cut or strange."""
+    def number(text):
+        if not abs(x := float(text)) < 1e30:
+            raise ValueError(f"'{text:.60}' is no number that can be drawn")
+        return x
+
+    def step_of(row):
+        if not 0 <= (step := int(row["step"])) < 2 ** 32:
+            raise ValueError(f"there is no step {row['step']:.20}")
+        return step
     try:
         name = path + ".json"
-        with open(name) as file:
-            info = json.load(file)
+        info = read_info(path)
         config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
         config["seed"] = int(config["seed"])
         config["load_model"] = re.sub(r"_seed=\d+", "", os.path.basename(config["load_model"]))   # each seed from its own
-        hash((group_key(config), *[config[k] for k in NAMED]))         # all are there, none is a list
+        hash(tuple(config[k] for k in NAMED))                          # all are there
         name, returns, minutes = path + ".csv", {}, 0.0
-        with open(name, newline="") as file:
-            for row in csv.DictReader(file):
-                returns.setdefault(int(row["step"]), []).append(float(row["return"]))
-                minutes = float(row["seconds"]) / 60
-                if not math.isfinite(float(row["return"]) + minutes):
-                    raise ValueError(f"a number at step {row['step']} is not finite")
+        for row in read_rows(path, ".csv", info):
+            returns.setdefault(step_of(row), []).append(number(row["return"]))
+            minutes = number(row["seconds"]) / 60
         if 0 not in returns:                                           # every run begins with it, so seeds share a step
             raise ValueError("no evaluation at step 0")
         name, staleness = path + ".staleness.csv", {"first": {}, "last": {}}
-        if os.path.exists(name):
-            with open(name, newline="") as file:
-                for row in csv.DictReader(file):
-                    step = int(row["step"]) // config["eval_freq"] * config["eval_freq"]
-                    pair = [float(row[f"delta_q_{end}"] or "nan") for end in staleness]  # empty: no window could be measured
-                    if all(map(math.isfinite, pair)):
-                        for curve, x in zip(staleness.values(), pair):
-                            curve[step] = x
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        if os.path.lexists(name) or ".staleness.csv" in info.get("lines", {}):
+            for row in read_rows(path, ".staleness.csv", info):
+                step = step_of(row) // config["eval_freq"] * config["eval_freq"]
+                pair = [float(row[f"delta_q_{end}"] or "nan") for end in staleness]  # empty: no window could be measured
+                if all(map(math.isfinite, pair)):
+                    for curve, x in zip(staleness.values(), pair):
+                        curve[step] = number(x)
+    except Exception as error:                                         # of many kinds: what is in a file may be anything
         reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
-        raise ValueError(f"{name} is missing or damaged ({reason})") from None
+        raise ValueError(f"{name} is missing or damaged ({' '.join(str(reason).split())[:200]})") from None
     return Run(config, {step: np.mean(x) for step, x in returns.items()}, max(map(len, returns.values())), minutes,
                info.get("finished") is True, staleness)
 

@@ -38,6 +38,7 @@ import functools
 import io
 import itertools
 import logging
+import math
 import os
 import platform
 import re
@@ -64,6 +65,7 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             "device": "cannot be chosen, a run gets one core and no GPU", "threads": "cannot be chosen, a run gets one core",
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
+MOST = 10_000                                                          # runs of a study
 NAMES = ("name", "without", "question")                                # of a case or an arm: no flags; plot.py's is the question
 # Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
 LEASH = """import ctypes, os, signal, sys
@@ -98,8 +100,8 @@ def read_study(path, results_dir, imports=False):
             study = tomllib.load(file)
     except OSError as error:
         fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/pilot.toml")
-    except ValueError as error:
-        fail(f"{path} is not TOML: {error}")
+    except (ValueError, RecursionError) as error:
+        fail(f"{path} is not TOML: {str(error)[:200]}")
     seeds, common = study.pop("seeds", None), study.pop("common", {})
     arms, cases = study.pop("runs", None), study.pop("cases", [{}])
     if study:
@@ -115,11 +117,22 @@ def read_study(path, results_dir, imports=False):
             if not all(isinstance(name, str) and name for name in its) or len(set(its)) < len(its):
                 fail(f"{path}: where there are [[cases]], each table of [[{kind}]] needs a name of its own; add name = \"...\"")
 
-    runs = {}
-    for case, seed, (number, arm) in itertools.product(cases, seeds, enumerate(arms, 1)):
-        for name in (without := case.get("without", [])):
-            if name not in names:
-                fail(f"{path}, case {case['name']}: without = [\"{name}\"], and no [[runs]] has that name")
+        files = [table_of(case["name"]).casefold() for case in cases]
+        for case, file in zip(cases, files):
+            if files.count(file) > 1:
+                fail(f"{path}, case {case['name']}: another case's tables would be called {file}.csv, too; rename one of them")
+            if len(file.encode()) > 100:
+                fail(f"{path}, case {case['name'][:40]}...: its tables would have a name of more than 100 characters; shorten it")
+    check_once(f"{path}, [common]", common)
+    for kind, them in (("cases", cases), ("runs", arms)):
+        for number, table in enumerate(them, 1):
+            check_once(f"{path}, [[{kind}]] {number}", table)
+
+    plans = []                                                         # case, arm, label, table of flags
+    for case, (number, arm) in itertools.product(cases, enumerate(arms, 1)):
+        without = case.get("without", [])
+        if not isinstance(without, list) or any(name not in names for name in without):
+            fail(f"{path}, case {case.get('name')}: without = {without}; it must be a list of names of [[runs]]")
         if arm.get("name") in without:
             continue
         label = f"[[runs]] {number}" + (f" ({arm['name']})" if "name" in arm else "") + (f", {case['name']}" if case else "")
@@ -127,10 +140,23 @@ def read_study(path, results_dir, imports=False):
         if case and not any(arm.get(name) for name in ("recurrent", "recurrent_actor", "recurrent_critic")):
             shared = {k: v for k, v in shared.items() if k not in defaults_of(MemoryFlags)}
         table = {k: v for k, v in shared.items() if k not in arm} | {k: v for k, v in arm.items() if k not in NAMES}
-        choices = combinations(table)
-        if case and len(choices) != 1:
-            fail(f"{path}, {label}: a list would make {len(choices)} runs of one arm and case; give each a table of its own")
-        for flags in choices:
+        for name, values in table.items():
+            if values == []:
+                fail(f"{path}, {label}: {name} = [] has no value, so no run; give it one, or take it out")
+        if case and count(table) != 1:
+            fail(f"{path}, {label}: a list would make {count(table)} runs of one arm and case; give each a table of its own")
+        plans.append((case, arm, label, table))
+    for kind, them, place in (("cases", cases, 0), ("runs", arms, 1)):
+        for idle in (table for table in them if not any(plan[place] is table for plan in plans)):
+            fail(f"{path}, [[{kind}]] {idle['name']}: without leaves nothing of it to run; take it out")
+    total = len(seeds) * sum(count(table) for *_, table in plans)
+    if total > MOST:
+        fail(f"{path}: it asks for {total:,} runs; a study has at most {MOST:,}" if total < 1e18 else
+             f"{path}: it asks for 10^{math.log10(total):.0f} runs; a study has at most {MOST:,}")
+
+    runs = {}
+    for case, seed, (its, arm, label, table) in itertools.product(cases, seeds, plans):
+        for flags in combinations(table) if its is case else ():
             run = check(f"{path}, {label}", flags, seed, results_dir, imports)
             other = runs.setdefault(run.path, run)
             for name, value in run.config.items():
@@ -144,18 +170,49 @@ def read_study(path, results_dir, imports=False):
     return list(runs.values())
 
 
+def table_of(case):
+    """The name of its tables, without an ending."""
+    return re.sub(r"\W+", "_", case)
+
+
+def axes_of(table):
+    """Of each list its values, as dictionaries of flags."""
+    return {name: [value if isinstance(value, dict) else {name: value}
+                   for value in (values if isinstance(values, list) else [values])] for name, values in table.items()}
+
+
+def check_once(where, table):
+    """Exits with 2 and one line if two entries of a table set the same flag, and the first is no single value, a default for the
+    second to change: what it says would be dropped."""
+    setter = {}
+    for name, parts in axes_of(table).items():
+        for flag in {flag for part in parts for flag in part}:
+            if flag in setter and (setter[flag] != flag or isinstance(table[flag], list)):
+                fail(f"{where}: both {setter[flag]} and {name} set {flag}; take it out of one of them")
+            setter[flag] = name
+
+
+def count(table):
+    """How many combinations there are."""
+    return math.prod(map(len, axes_of(table).values()))
+
+
 def combinations(table):
     """Every choice of one value from each list, as dictionaries of flags."""
-    axes = [[value if isinstance(value, dict) else {name: value} for value in (values if isinstance(values, list) else [values])]
-            for name, values in table.items()]
+    axes = axes_of(table).values()
     return [{name: value for part in chosen for name, value in part.items()} for chosen in itertools.product(*axes)]
 
 
 def check(where, flags, seed, results_dir, imports):
     """A Run, its flags checked as main.py does. Exits with 2 and its line if it refuses them."""
-    for name, why in NOT_HERE.items():
-        if name in flags:
-            fail(f"{where}: {name} {why}; take it out")
+    for name in flags:
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):           # such as no-resume and results_dir=X
+            fail(f"{where}: '{name[:60]}' is not the name of a flag, of letters, digits and _; for --no-X write X = false")
+        if name in NOT_HERE:
+            fail(f"{where}: {name} {NOT_HERE[name]}; take it out")
+    for name, value in [*flags.items(), ("seed", seed)]:
+        if not isinstance(value, (bool, int, float, str)) or isinstance(value, int) and not -2 ** 63 <= value < 2 ** 63:
+            fail(f"{where}: --{name} cannot be '{value if isinstance(value, list) else type(value).__name__}'")
     words = [f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
              for name, value in flags.items() if (name, value) != ("recurrent", False)] + [f"--seed={seed}"]
     said = io.StringIO()
@@ -381,13 +438,20 @@ def main(argv=None):
     order = list(dict.fromkeys(run.arm for run in runs))
 
     def table(run):
-        return os.path.join(folder, re.sub(r"\W+", "_", run.case))
+        return os.path.join(folder, table_of(run.case))
 
     def keep(run):
         if run.case:
-            with checkpoint.keep_going(f"the table of {run.case}"):
+            try:
                 tables.collect(table(run), run.arm, order, run.path)
-    collected = {case: tables.collected(path) for case, path in {run.case: table(run) for run in runs if run.case}.items()}
+            except (OSError, ValueError, SystemExit) as error:         # of the last kind, what is wrong has been said
+                why = "" if isinstance(error, SystemExit) else f" ({getattr(error, 'strerror', None) or error})"
+                print(f"warning: the tables of {run.case} lack {os.path.basename(run.path)}, which keeps its own files until the "
+                      f"same command is run again{why}", file=sys.stderr, flush=True)
+    try:
+        collected = {case: tables.collected(path) for case, path in {run.case: table(run) for run in runs if run.case}.items()}
+    except ValueError as error:
+        fail(str(error))
     for run in runs:
         run.path = os.path.join(HERE, run.path)
         if run.case and os.path.basename(run.path) in collected[run.case]:

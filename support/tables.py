@@ -2,73 +2,115 @@
 
     CASE.csv         a row per evaluation    arm, seed, step, return_mean, return_std, length_mean, seconds, and what --staleness
                                              measured at the first update after it
-    CASE.runs.csv    a row per run           arm, seed, its file's name, commit, versions, machine, minutes, a column per flag
+    CASE.runs.csv    a row per run           arm, seed, its file's name, number of its evaluations, commit, versions, machine,
+                                             minutes, and a column per flag
 
     pandas.read_csv("results/memory/TD3_cue.csv").groupby(["arm", "seed"]).return_mean.mean()
 """
+import collections
 import contextlib
-import json
+import csv
+import io
 import os
 
+import numpy as np
 import pandas as pd
 
-from utils import alone, write_file
+from output import read_info, read_rows
+from utils import alone, regular, write_file
 
 STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last"]
 
 
 def read_text(path):
-    """A table as it is written, all its cells text; empty if there is none."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if os.path.exists(path) else pd.DataFrame()
+    """A table as it is written, all cells text; empty if there is none. Raises ValueError, with one line, if it is damaged."""
+    if not os.path.lexists(path):
+        return pd.DataFrame()
+    try:
+        with open(regular(path), encoding="utf-8", newline="") as file:
+            text = file.read()
+        head, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        if not text.endswith("\n") or any(len(row) != len(head) for row in rows) or len({*head}) < len(head):
+            raise ValueError("a line is not whole")
+        table = pd.DataFrame(rows, columns=head)
+        table[["arm", "seed"]].astype({"seed": int})
+    except Exception as error:                                         # of many kinds: what is in a file may be anything
+        raise damaged(path, getattr(error, "strerror", None) or error) from None
+    return table
+
+
+def damaged(path, why):
+    return ValueError(f"{path} is missing or damaged ({' '.join(str(why).split())[:150]}); put a copy in its place, or delete "
+                      "both tables of the case, and its runs are run again")
 
 
 def collected(path):
-    """The names of the runs that the tables CASE.csv and CASE.runs.csv hold. path: of both, without an ending."""
-    return set(read_text(path + ".runs.csv").get("run", ()))
+    """The names of the runs that the tables CASE.csv and CASE.runs.csv hold. path: of both, without an ending. Raises ValueError,
+    with one line, if one is damaged, or has not all rows of a run."""
+    runs, rows = read_text(path + ".runs.csv"), read_text(path + ".csv")
+    if not len(runs):
+        return set()
+    there = collections.Counter(zip(rows["arm"], rows["seed"]) if len(rows) else ())
+    for arm, seed, written in zip(runs["arm"], runs["seed"], runs.get("evaluations", [""] * len(runs))):
+        if there[arm, seed] == 0 or written not in ("", str(there[arm, seed])):    # older tables do not say how many
+            raise damaged(path + ".csv", f"{there[arm, seed]} of {written} evaluations of {arm}, seed {seed}, are there")
+    return {*runs["run"]} if "run" in runs else set()
 
 
-def evaluations(run, eval_freq):
-    """A run's evaluations, a row each. run: the path of its files, without an ending."""
-    episodes = pd.read_csv(run + ".csv").groupby("step")
-    table = pd.DataFrame({"return_mean": episodes["return"].mean(), "return_std": episodes["return"].std(ddof=0),
-                          "length_mean": episodes["length"].mean(), "seconds": episodes["seconds"].last()})
-    table[STALENESS] = float("nan")
-    with contextlib.suppress(FileNotFoundError):
-        measured = pd.read_csv(run + ".staleness.csv")
-        table.update(measured.set_index(measured["step"] // eval_freq * eval_freq)[STALENESS])
-    return table.reset_index()
+def evaluations(run, info):
+    """A run's evaluations, a row each. run: the path of its files, without an ending; info: its JSON."""
+    def table(end, columns):
+        return pd.DataFrame(read_rows(run, end, info))[columns].apply(pd.to_numeric)
+    episodes = table(".csv", ["step", "return", "length", "seconds"])
+    if not np.isfinite(episodes).all(axis=None):
+        raise ValueError("a number is missing or not finite")
+    episodes = episodes.groupby("step")
+    result = pd.DataFrame({"return_mean": episodes["return"].mean(), "return_std": episodes["return"].std(ddof=0),
+                           "length_mean": episodes["length"].mean(), "seconds": episodes["seconds"].last()})
+    result[STALENESS] = float("nan")
+    if os.path.lexists(run + ".staleness.csv") or ".staleness.csv" in info.get("lines", {}):
+        measured = table(".staleness.csv", ["step", *STALENESS])
+        freq = info["config"]["eval_freq"]
+        result.update(measured.groupby(measured["step"] // freq * freq)[STALENESS].last())
+    return result.reset_index()
 
 
 def collect(path, arm, order, run):
-    """Move a finished run into the tables of its case. Raises OSError; its own files are then still there.
+    """Move a finished run into the tables of its case. Its own files are still there if that raises OSError, or ValueError, with
+    one line, for a file that is damaged.
 
     Args:
         path: of both tables, without an ending
         arm: the run's arm; order: all arms, in the order that the tables keep
         run: the path of the run's files, without an ending
     """
-    with open(run + ".json") as file:
-        info = json.load(file)
-    config, key = info["config"], {"arm": arm, "seed": info["config"]["seed"]}
-    versions = {k: v for k, v in info["versions"].items()}
-    row = {**key, "run": os.path.basename(run), "commit": info["commit"], **versions, "minutes": round(info["seconds"] / 60, 2),
-           "cpu_minutes": round(info["cpu_seconds"] / 60, 2), "resumed": len(info.get("resumed", [])),
-           **{k: v for k, v in config.items() if k not in key}}
+    try:
+        info = read_info(run)
+        rows, config, key = evaluations(run, info), info["config"], {"arm": arm, "seed": info["config"]["seed"]}
+        times = {name: round(info[kept] / 60, 2) for name, kept in (("minutes", "seconds"), ("cpu_minutes", "cpu_seconds"))
+                 if kept in info}
+        row = {**key, "run": os.path.basename(run), "evaluations": len(rows), "commit": info.get("commit", ""),
+               **info.get("versions", {}), **times, "resumed": len(info.get("resumed", [])),
+               **{k: v for k, v in config.items() if k not in key}}
+    except Exception as error:                                         # of many kinds: what is in a file may be anything
+        raise ValueError(f"its results are damaged: {' '.join(str(error).split())[:150]}") from None
     with alone(path, 30):
-        for end, new in ((".csv", evaluations(run, config["eval_freq"]).assign(**key)), (".runs.csv", pd.DataFrame([row]))):
+        collected(path)                                                # or else what is damaged would be written again
+        for end, new in ((".csv", rows.assign(**key)), (".runs.csv", pd.DataFrame([row]))):
             new = new[list(key) + [column for column in new if column not in key]]
             new = new.map(lambda x: f"{x:.6g}" if isinstance(x, float) and x == x else "" if pd.isna(x) else str(x))
             old = read_text(path + end)
             if len(old):                                               # not twice, should it have been killed in between
                 old = old[(old["arm"] != arm) | (old["seed"] != str(key["seed"]))]
             table = pd.concat([old, new]).fillna("")
-            place = table["arm"].map(order.index) * 1_000_000 + table["seed"].astype(int)
-            write_file(path + end, table.iloc[place.argsort(kind="stable")].to_csv(index=False, lineterminator="\n").encode())
+            place = table["arm"].map({name: i for i, name in enumerate(order)}).fillna(len(order))   # the study may have changed
+            place = np.lexsort((table["seed"].astype(int), place))
+            write_file(path + end, table.iloc[place].to_csv(index=False, lineterminator="\n").encode())
     remove(run)
 
 
 def remove(run):
     """A collected run's own files: they are in the tables now."""
     for end in (".csv", ".json", ".staleness.csv", ".log"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(run + end)

@@ -874,7 +874,7 @@ def test_json_holds_flags_versions_and_commit(trained):
     assert info["config"]["core_size"] == 4 and info["config"]["recurrent_critic"] is True and info["config"]["lr"] > 0
     assert {"torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium", "python"} <= set(info["versions"])
     assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert info["finished"] is True and info["seconds"] > 0
+    assert info["finished"] is True and info["seconds"] > 0 and info["lines"] == {".csv": 1 + len(evaluations(trained))}
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True)
     if git.returncode == 0:
         assert re.fullmatch(r"[0-9a-f]{40}\+?", info["commit"])

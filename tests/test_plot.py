@@ -1,8 +1,13 @@
 """plot.py: which runs are one line, the numbers, the figures, and what it says to bad input. All results are made up here."""
+import contextlib
 import csv
 import json
+import math
+import os
+import re
 import sys
 import warnings
+from random import Random
 
 import numpy as np
 import pytest
@@ -31,8 +36,9 @@ def write_run(results, policy="TD3", seed=0, curve=None, finished=True, name=Non
                    obs_noise=0.0, sensor_dropout=0.0, device="cpu", threads=1, results_dir=str(results), overwrite=False,
                    save_model=False, load_model="", test=False) | flags
     path = results / (name or f"run{len(list(results.glob('*.json')))}")
+    lines = {".csv": 1 + sum(map(len, curve.values()))}
     with open(f"{path}.json", "w") as file:
-        json.dump(dict(config=config, finished=finished), file)
+        json.dump(dict(config=config, finished=finished) | (dict(lines=lines) if finished else {}), file)
     with open(f"{path}.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "episode", "return", "length", "seconds"])
@@ -123,12 +129,13 @@ def test_other_flags_stand_in_the_label_in_order(results):
         f"TD3, LSTM actor and critic, seq_len={x}, replay_ratio=7" for x in (8, 64, "full")]
 
 
-def test_a_run_from_before_a_flag_was_added_belongs_to_its_default(results):
+@pytest.mark.parametrize("flag", ["burn_in", "load_model"])
+def test_a_run_from_before_a_flag_was_added_belongs_to_its_default(results, flag):
     path = write_run(results, seed=0)
     write_run(results, seed=1)
     with open(path + ".json") as file:
         info = json.load(file)
-    del info["config"]["burn_in"]
+    del info["config"][flag]
     with open(path + ".json", "w") as file:
         json.dump(info, file)
     assert labels(results)[f"{HOPPER}_full"] == ["TD3, feed-forward"]
@@ -286,7 +293,52 @@ def spoil_csv(path, text):
         file.write(text)
 
 
+def cut(path, end, text=slice(None), lines=slice(None)):
+    """Keep a part of a file."""
+    with open(path + end, newline="") as file:
+        kept = "".join(file.read().splitlines(keepends=True)[lines])[text]
+    with open(path + end, "w", newline="") as file:
+        file.write(kept)
+
+
+def spoil_json(path, **flags):
+    with open(path + ".json") as file:
+        info = json.load(file)
+    with open(path + ".json", "w") as file:
+        json.dump(info | {"config": info["config"] | flags}, file)
+
+
+def in_its_place(path, make):
+    os.remove(path)
+    make(path)
+
+
 DAMAGE = {
+    "no last line": lambda path: cut(path, ".csv", lines=slice(-1)),
+    "no end of the last line": lambda path: cut(path, ".csv", text=slice(-3)),
+    "no line in the middle": lambda path: cut(path, ".csv", lines=slice(0, None, 2)),
+    "a pipe": lambda path: in_its_place(path + ".csv", os.mkfifo),
+    "a pipe as json": lambda path: in_its_place(path + ".json", os.mkfifo),
+    "a pipe as measurements": lambda path: os.mkfifo(path + ".staleness.csv"),
+    "a folder": lambda path: in_its_place(path + ".csv", os.mkdir),
+    "a folder as json": lambda path: in_its_place(path + ".json", os.mkdir),
+    "a step of many digits": lambda path: spoil_csv(path, "9" * 4_000 + ",0,1.0,100,450.0\n"),
+    "a return of many digits": lambda path: spoil_csv(path, f"45000,0,{'9' * 200},100,450.0\n"),
+    "a negative step": lambda path: spoil_csv(path, "-5,0,1.0,100,450.0\n"),
+    "deep json": lambda path: open(path + ".json", "w").write("[" * 100_000),
+    "deep flag": lambda path: spoil_json(path, lr=json.loads("[" * 500 + "]" * 500)),
+    "infinite flag": lambda path: spoil_json(path, lr=math.inf),
+    "unknown flag that is not a number": lambda path: spoil_json(path, another=math.nan),
+    "flag of many digits": lambda path: spoil_json(path, hidden_size=10 ** 4_000),
+    "long flags": lambda path: spoil_json(path, **{f"another{i}": "x" * 100 for i in range(1_000)}),
+    "env of many letters": lambda path: spoil_json(path, env="x" * 300),
+    "half a letter": lambda path: spoil_json(path, env="\ud800"),
+    "control character": lambda path: spoil_json(path, env="a\0b"),
+    "evaluated never": lambda path: spoil_json(path, eval_freq=0),
+    **{f"{name} {value!r}": lambda path, name=name, value=value: spoil_json(path, **{name: value}) for name, value in [
+        ("policy", "tests/../TD3"), ("policy", "os"), ("policy", None), ("env", None), ("env", 3), ("seed", None), ("seed", -1),
+        ("seed", True), ("observe", "nothing"), ("core", 5), ("recurrent_actor", "no"), ("flicker", "much"), ("flicker", None),
+        ("load_model", None), ("seq_len", None), ("hidden_size", "wide")]},
     "half a line": lambda path: spoil_csv(path, "45000,0,3"),
     "not a number": lambda path: spoil_csv(path, "45000,0,much,100,450.0\n"),
     "nan": lambda path: spoil_csv(path, "45000,0,nan,100,450.0\n"),
@@ -310,6 +362,92 @@ def test_a_damaged_run_among_good_ones_is_left_out_with_a_warning(results, damag
     out, error = capsys.readouterr()
     assert run.config["seed"] == 0 and out == ""
     assert error.startswith("warning: ") and "bad." in error and error.count("\n") == 1
+
+
+def test_results_from_before_their_lines_were_counted_are_drawn(results):
+    path = write_run(results)
+    with open(path + ".json") as file:
+        info = json.load(file)
+    del info["lines"]
+    with open(path + ".json", "w") as file:
+        json.dump(info, file)
+    cut(path, ".csv", lines=slice(-1))
+    [run] = plot.read_results(results)
+    assert max(run.curve) == 40_000
+
+
+@pytest.mark.parametrize("damage", ["no last line", "gone"])
+def test_measurements_that_are_cut_or_gone_are_left_out(results, damage, capsys):
+    path = write_run(results, staleness=True, **recurrent())
+    write_staleness(path, [(5_003, 0.5, 0.1), (10_000, 0.5, 0.2)])
+    with open(path + ".json") as file:
+        info = json.load(file)
+    info["lines"][".staleness.csv"] = 3
+    with open(path + ".json", "w") as file:
+        json.dump(info, file)
+    assert plot.read_run(path).staleness["first"] == {5_000: 0.5, 10_000: 0.5}
+    cut(path, ".staleness.csv", lines=slice(-1)) if damage == "no last line" else os.remove(path + ".staleness.csv")
+    assert "run0.staleness.csv is missing or damaged" in refused(results, capsys)
+
+
+@pytest.mark.parametrize("env", ["$", "$x", r"$\frac$", "a/b:c", "%s", "{}", "..", " ", "_^"])
+def test_strange_names_are_drawn_as_they_are(results, env):
+    write_run(results, env=env, another=env)
+    write_run(results, env=env, another=3)
+    write_run(results, env=env, another=None)
+    assert {row["env"] for row in draw(results)} == {env}
+    assert len(list((results.parent / "plots").glob("*.png"))) == 1
+
+
+STRANGE = [None, True, -1, 0, 0.5, 10 ** 30, 1e308, "", "x", "$", "9" * 5_000, "full", "nan", [], {}, [[1]], math.nan, "\0",
+           "\ud800", "../x"]
+
+
+def mutate(random, path):
+    """Damage one of a run's files in one of many ways; it is damaged then, so a second time is not always possible."""
+    end = random.choice([".json", ".csv", ".staleness.csv"])
+    way = random.randrange(6)
+    with open(path + end, "rb") as file:
+        content = bytearray(file.read())
+    at, to = sorted(random.randrange(len(content)) for _ in range(2))
+    if way == 0:
+        content[at] ^= 1 << random.randrange(8)
+    elif way == 1:
+        del content[at:to]
+    elif way == 2:
+        content[at:at] = random.choice([b"9", b"-", b",", b"\n", b'"', b"\0", b"\xff", b"[", b"e9", bytes(content[at:to])])
+    elif way == 3:
+        number = random.choice([b"0", b"-1", b"nan", b"inf", b"1e308", b"9" * 4_000, b"", b"x"])
+        content = content.replace(random.choice(re.findall(rb"[\w.]+", content)), number, random.choice([1, -1]))
+    elif end == ".json":
+        info = json.loads(content)
+        place = random.choice([info, info["config"], info["config"], info["config"]])
+        place[random.choice([*place, "another"])] = random.choice(STRANGE)
+        content = json.dumps(info).encode()
+    else:
+        lines = content.splitlines(keepends=True)
+        random.shuffle(lines)
+        content = b"".join(lines[:random.randrange(len(lines) + 1)])
+    with open(path + end, "wb") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("FUZZ", 60)) // 20))
+def test_whatever_lies_among_the_results_the_good_ones_are_drawn(tmp_path, seed):
+    """Twenty damaged runs beside a good one."""
+    random, results = Random(seed), tmp_path / "results"
+    results.mkdir()
+    write_run(results, env="Good-v0", name="good")
+    for number in range(20):
+        path = write_run(results, random.choice(["TD3", "PPO"]), number % 3, staleness=True, name=f"bad{number}", **recurrent())
+        write_staleness(path, [(5_003, 0.5, 0.1), (10_000, None, None), (15_001, 0.7, 0.3)])
+        mutate(random, path)
+        with contextlib.suppress(Exception):
+            mutate(random, path)
+    plot.main(["--results_dir", str(results), "--plots_dir", str(tmp_path / "plots")])
+    assert imread(tmp_path / "plots" / "Good-v0_full.png").std() > 0.05
+    with open(tmp_path / "plots" / "summary.csv", newline="") as file:
+        assert [row["mean"] for row in csv.DictReader(file) if row["env"] == "Good-v0"] == ["301.0"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -347,7 +485,7 @@ def test_no_results(results, capsys):
 def test_a_file_without_its_partner(results, ending, capsys):
     write_run(results, name="run")
     (results / f"run.{ending}").unlink()
-    assert f"run.{ending} is missing or damaged (No such file" in refused(results, capsys)
+    assert f"run.{ending} is missing or damaged (" in refused(results, capsys)
 
 
 def test_the_same_run_twice_counts_once(results, capsys):

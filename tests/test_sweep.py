@@ -16,7 +16,10 @@ import pytest
 from test_main import evaluations, tiny
 
 import main
+import output
 import sweep
+from support import tables
+from utils import write_file
 
 ARM = '[[runs]]\npolicy = "PPO"\nenv = "Cue10-v0"\n'
 
@@ -109,6 +112,20 @@ BAD = [
     ("seeds = [0]\n[[runs]]\npolicy = 'A2C'\nenv = 'CueDiscrete10-v0'\ninit_log_std = 1\n", ["[[runs]] 1", "--init_log_std"]),
     ("seeds = [0]\n" + ARM + "eval_freq = [100, 200]\n", ["--eval_freq 200", "the same name", "[[runs]] 1", "100"]),
     *[("seeds = [0]\n" + ARM + f"{name} = 1\n", [f": {name} ", "take it out"]) for name in sweep.NOT_HERE],
+    *[("seeds = [0]\n" + ARM + f'"{name}" = 1\n', [f"'{name}' is not the name of a flag", "X = false"])
+      for name in ("no-resume", "results_dir=X", "seed=1", "-resume", "lr ", "")],
+    ("seeds = [0]\n" + ARM + 'case = [{"no-resume" = true}]\n', ["'no-resume' is not the name of a flag"]),
+    ("seeds = [0]\n" + ARM + ARM + "lr = []\n", ["[[runs]] 2", "lr = []", "no run"]),
+    ("seeds = [0]\n" + ARM + "case = [{lr = 1}, {}]\nlr = 2\n", ["[[runs]] 1", "both case and lr set lr"]),
+    ("seeds = [0]\n[common]\nlr = [1, 2]\ncase = [{lr = 1}, {}]\n" + ARM, ["[common]", "both lr and case set lr"]),
+    ("seeds = [0]\n" + ARM + "recurrent = true\n" + "".join(f"x{i} = {[*range(30)]}\n" for i in range(8)),
+     ["656,100,000,000 runs", "at most 10,000"]),
+    ("seeds = [0]\n" + ARM + "".join(f"x{i} = {[*range(30)]}\n" for i in range(5_000)), ["10^7386 runs", "at most 10,000"]),
+    (f"seeds = {[*range(10_001)]}\n" + ARM, ["10,001 runs"]),
+    ("seeds = " + "[" * 5_000 + "]" * 5_000 + "\n" + ARM, ["is not TOML"]),
+    ("seeds = [0x" + "f" * 5_000 + "]\n" + ARM, ["[[runs]] 1", "--seed cannot be 'int'"]),
+    ("seeds = [0]\n" + ARM + "lr = 0x" + "f" * 5_000 + "\n", ["--lr cannot be 'int'"]),
+    ("seeds = [0]\n" + ARM + "lr = 2026-01-01\n", ["--lr cannot be 'date'"]),
     *[("seeds = [0]\n" + ARM + f"case = [{{{name} = 1}}]\n", [f": {name} "]) for name in ("seed", "resume")],
 ]
 
@@ -609,7 +626,13 @@ def test_a_cases_flags_of_memory_are_for_the_arms_that_have_one(study):
 @pytest.mark.parametrize("old,new,says", [
     ('name = "pole"', 'name = "the cue"', ["[[cases]]", "a name of its own"]),
     ('name = "short"', "", ["[[runs]]", "a name of its own"]),
+    ('name = "pole"', 'name = "the_cue"', ["the cue", "the_cue.csv", "rename"]),
+    ('name = "pole"', f'name = "{"x" * 101}"', ["100 characters", "shorten"]),
     ('without = ["short"]', 'without = ["brief"]', ["pole", "without", "brief"]),
+    ('without = ["short"]', 'without = 3', ["pole", "without = 3", "list"]),
+    ('without = ["short"]', 'without = ["common", "short", "none"]', ["pole", "nothing"]),
+    ('memory_input = "obs"', 'without = ["short"]', ["short", "nothing"]),
+    ("seq_len = 8", "seq_len = []", ["short", "seq_len = []"]),
     ("seq_len = 8", "seq_len = [8, 16]", ["short", "2 runs of one arm"]),
     ("seq_len = 8", "recurrent_critic = true", ["short", "the same run as", "common"])])
 def test_bad_cases(old, new, says, study, capsys, tmp_path):
@@ -651,8 +674,9 @@ def test_a_finished_run_moves_into_the_tables_of_its_case(study, capsys, monkeyp
     assert rows[:4] == ["common,3,0,37,1,7,0,,,,", "common,3,100,137,1,7,10,0.5,0.25,1,",
                         "common,4,0,47,1,7,0,,,,", "common,4,100,147,1,7,10,0.5,0.25,1,"] and len(rows) == 12
     runs = files["pole.runs.csv"].splitlines()
-    assert runs[0].startswith("arm,seed,run,commit,torch,machine,minutes,cpu_minutes,resumed,policy,env,") and len(runs) == 5
-    assert runs[1].startswith(f"common,3,{os.path.basename(planned[6].path)},abc,2,this,1.5,1,0,PPO,CartPole-v1,")
+    assert runs[0].startswith("arm,seed,run,evaluations,commit,torch,machine,minutes,cpu_minutes,resumed,policy,env,")
+    assert len(runs) == 5
+    assert runs[1].startswith(f"common,3,{os.path.basename(planned[6].path)},2,abc,2,this,1.5,1,0,PPO,CartPole-v1,")
 
     monkeypatch.setattr(sweep, "Pool", None)                           # nothing is left to run
     with pytest.raises(SystemExit):
@@ -664,3 +688,120 @@ def test_a_finished_run_moves_into_the_tables_of_its_case(study, capsys, monkeyp
     with pytest.raises(SystemExit):
         sweep.main([path, "--results_dir", str(folder)])
     assert {name: (folder / name).read_text() for name in sorted(os.listdir(folder))} == files
+
+
+@pytest.fixture
+def collect(tmp_path):
+    """A function that makes a finished run of this seed and moves it into the tables of a case; and the tables' path."""
+    config = sweep.check("", {"policy": "PPO", "env": "Cue10-v0"}, 0, "").config | dict(eval_freq=100)
+
+    def collect(seed, spoil=lambda run: None):
+        run = str(tmp_path / f"run_seed={seed}")
+        with open(run + ".csv", "w") as file:
+            file.write("step,episode,return,length,seconds\n" + "".join(f"{100 * i},0,{i}.5,7,{i}\n" for i in range(3)))
+        with open(run + ".json", "w") as file:
+            json.dump(dict(config=config | dict(seed=seed), finished=True, lines={".csv": 4}, seconds=9, cpu_seconds=6), file)
+        spoil(run)
+        tables.collect(str(tmp_path / "case"), "arm", ["arm"], run)
+    return collect, str(tmp_path / "case")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".runs.csv"])
+@pytest.mark.parametrize("damage", [
+    lambda text: text[:-5], lambda text: "", lambda text: text.replace(",", "", 1), lambda text: text.replace("arm", '"arm', 1),
+    lambda text: text.replace("seed", "arm", 1), lambda text: "\0" + text, lambda text: text.replace("arm,1", "arm,one"),
+    lambda text: text + "x,1\n", None, os.mkdir, os.mkfifo])
+def test_a_damaged_table_is_one_line_and_no_run_is_lost(collect, ending, damage, tmp_path):
+    collect, path = collect
+    collect(1)
+    before = open(path + ending).read()
+    os.remove(path + ending)
+    if damage in (os.mkdir, os.mkfifo):
+        damage(path + ending)
+    elif damage:
+        with open(path + ending, "w") as file:
+            file.write(damage(before))
+    elif ending == ".runs.csv":
+        return                                                         # gone: its runs are run again
+    for call in (lambda: tables.collected(path), lambda: collect(2)):
+        with pytest.raises(ValueError, match="damaged") as error:
+            call()
+        assert "\n" not in str(error.value) and path in str(error.value)
+    assert (tmp_path / "run_seed=2.csv").exists() and (tmp_path / "run_seed=2.json").exists()
+
+
+def test_a_table_that_lacks_lines_is_noticed(collect):
+    collect, path = collect
+    collect(1)
+    collect(2)
+    lines = open(path + ".csv").readlines()
+    with open(path + ".csv", "w") as file:
+        file.writelines(lines[:-1])
+    with pytest.raises(ValueError, match="2 of 3 evaluations of arm, seed 2"):
+        tables.collected(path)
+
+
+@pytest.mark.parametrize("end,text", [(".csv", ""), (".csv", "step,episode,return,length,seconds\n0,0,1,7,0\n"), (".json", "{}"),
+                                      (".json", "[" * 9_999), (".csv", "\0"), (".csv", None)])
+def test_a_damaged_run_is_not_collected(collect, end, text, tmp_path):
+    collect, path = collect
+    collect(1)
+    before = [open(path + ending).read() for ending in (".csv", ".runs.csv")]
+
+    def spoil(run):
+        os.remove(run + end)
+        if text is not None:
+            with open(run + end, "w") as file:
+                file.write(text)
+    with pytest.raises(ValueError, match="its results are damaged"):
+        collect(2, spoil)
+    assert [open(path + ending).read() for ending in (".csv", ".runs.csv")] == before
+    assert {".csv", ".json"} - {end} <= {file.suffix for file in tmp_path.glob("run_seed=2.*")}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".runs.csv"])
+def test_a_disk_that_is_full_while_a_run_is_collected_loses_nothing(collect, ending, monkeypatch, tmp_path):
+    """Whichever table it is full at, the run keeps its files, and is in the tables once when there is room."""
+    collect, path = collect
+    collect(1)
+
+    def full(name, payload):
+        if name == path + ending:
+            raise OSError(28, "No space left on device")
+        return write_file(name, payload)
+    monkeypatch.setattr(tables, "write_file", full)
+    with pytest.raises(OSError):
+        collect(2)
+    assert (tmp_path / "run_seed=2.csv").exists() and tables.collected(path) == {"run_seed=1"}
+    monkeypatch.setattr(tables, "write_file", write_file)
+    collect(2)
+    assert tables.collected(path) == {"run_seed=1", "run_seed=2"} and not list(tmp_path.glob("run*"))
+    assert len(open(path + ".csv").readlines()) == 7
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("x.csv is damaged"), SystemExit(2)])
+def test_a_run_that_cannot_be_collected_does_not_stop_the_sweep(study, error, capsys, monkeypatch, tmp_path):
+    def collect(*args):
+        raise error
+    monkeypatch.setattr(tables, "collect", collect)
+    monkeypatch.setattr(sweep, "Pool", lambda *args: Puppets())
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([study(CASES), "--results_dir", str(tmp_path / "results")])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and "10 done, 0 running" in out and err.count("\n") == 10
+    assert all(re.match("warning: the tables of (the cue|pole) lack .*seed=", line) for line in err.splitlines())
+
+
+def test_a_damaged_table_is_said_before_anything_starts(study, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "Pool", None)
+    (tmp_path / "pole.runs.csv").write_text("half a line")
+    refused([study(CASES), "--results_dir", str(tmp_path)], ["pole.runs.csv is missing or damaged"], capsys)
+
+
+def test_a_finished_run_whose_csv_is_cut_is_run_again(study, tmp_path):
+    path = str(tmp_path / "run")
+    finish(path)
+    assert output.finished(path)
+    with open(path + ".json", "w") as file:
+        json.dump({"finished": True, "lines": {".csv": 2}}, file)
+    assert not output.finished(path)
