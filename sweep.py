@@ -1,9 +1,9 @@
 """Run a grid of trainings, declared in one TOML file, on the cores of this machine or of a Ray cluster.
 
     pip install ray                                             (for all but --dry_run)
-    python sweep.py studies/pilot.toml                          (on this machine)
-    python sweep.py studies/pilot.toml --address HOST:PORT      (on a Ray cluster, called on one of its nodes)
-    python sweep.py studies/pilot.toml --dry_run                (print the commands)
+    python sweep.py studies/memory.toml                         (on this machine)
+    python sweep.py studies/memory.toml --address HOST:PORT     (on a Ray cluster, called on one of its nodes)
+    python sweep.py studies/memory.toml --dry_run               (print the commands)
 
 The file holds main.py's flags, without the dashes. A list is an axis of the grid, and every combination is run:
 
@@ -40,7 +40,6 @@ import itertools
 import logging
 import os
 import platform
-import re
 import shlex
 import shutil
 import socket
@@ -64,7 +63,7 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             "device": "cannot be chosen, a run gets one core and no GPU", "threads": "cannot be chosen, a run gets one core",
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
-NAMES = ("name", "without", "question")                                # of a case or an arm: no flags; plot.py's is the question
+NAMES = ("name", "without", "question", "words")                       # of a case or an arm, no flags; the last two are plot.py's
 # Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -94,11 +93,12 @@ def read_study(path, results_dir):
         with open(path, "rb") as file:
             study = tomllib.load(file)
     except OSError as error:
-        fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/pilot.toml")
+        fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/memory.toml")
     except ValueError as error:
         fail(f"{path} is not TOML: {error}")
     seeds, common = study.pop("seeds", None), study.pop("common", {})
     arms, cases = study.pop("runs", None), study.pop("cases", [{}])
+    study.pop("answers", None)                                         # plot.py's
     if study:
         fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common], [[cases]] and [[runs]]")
     if not isinstance(seeds, list) or not seeds:
@@ -364,7 +364,7 @@ def main(argv=None):
     order = list(dict.fromkeys(run.arm for run in runs))
 
     def table(run):
-        return os.path.join(folder, re.sub(r"\W+", "_", run.case))
+        return os.path.join(folder, tables.name(run.case))
 
     def keep(run):
         if run.case:

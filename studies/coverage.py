@@ -12,9 +12,11 @@ an arm, the common arm and one without memory are drawn with n seeds, and an int
 
 by each of these methods:
 
-    percentile   bootstrap, each arm's seeds resampled on their own       bootstrap t   the same, of Student's ratio
-    BCa          the same, corrected for bias and skew                    unpaired      Student's t, Welch's, Fieller's with Welch's
-    paired       Student's t of the seeds' differences, and Fieller's                   degrees of freedom
+    percentile   bootstrap, each arm's seeds resampled on their own
+    BCa          the same, corrected for bias and skew
+    bootstrap t  the same, of Student's ratio
+    unpaired     Student's t of a mean, Welch's of a difference, Fieller's with Welch's degrees of freedom of a share
+    paired       Student's t of the seeds' differences, and Fieller's
 
 coverage: how often it holds the truth, which should be 0.95. width: the mean width over that of `paired` (difference alone).
 """
@@ -34,7 +36,7 @@ METHODS = ["percentile", "BCa", "bootstrap t", "unpaired", "paired"]
 
 
 def cue(rng, chance, stuck=0.0, delay=0.05):
-    """Share of right choices over a run: 1 from a random time on; or stuck to the end, on one side or now and then on the other."""
+    """Share of right choices over a run: 1 from a random time on; or stuck, at one side or now and then the other."""
     side = rng.random(chance.shape)
     solved = 1 - 0.5 * delay * rng.gamma(3, 1 / 2, chance.shape)
     return np.where(rng.random(chance.shape) < stuck, side * chance + (1 - side) * (1 - chance), solved)

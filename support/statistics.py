@@ -8,9 +8,9 @@ arm - common. So the share's interval includes 1 exactly where that of the diffe
 import numpy as np
 from scipy.stats import t
 
-FEW = 5                                                                # with fewer seeds there is only a range, and it is so called
+FEW = 5                                                                # with fewer seeds there is only a range, called so
 LEVEL = 0.95
-NAMES = {"interval": "95% interval (Student's t)", "range": "range"}   # in words; a single seed has neither
+INTERVAL = "95% interval (Student's t)"
 
 
 def factor(n):

@@ -9,12 +9,18 @@
 import contextlib
 import json
 import os
+import re
 
 import pandas as pd
 
 from utils import alone, write_file
 
 STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last"]
+
+
+def name(case):
+    """Of a case's tables, without an ending."""
+    return re.sub(r"\W+", "_", case)
 
 
 def read_text(path):
