@@ -2,7 +2,7 @@
 
     python plot.py
     python plot.py --results_dir results --plots_dir plots
-    python plot.py --study studies/pilot.toml --results_dir results/pilot --plots_dir plots/pilot
+    python plot.py --study studies/memory.toml                  (reads results/memory, draws plots/memory)
 
 One figure per environment and observation (PLOTS_DIR/ENV_OBSERVATION.png), one line per algorithm and core. Runs whose
 flags agree, but for the seed and what does not touch the training (BOOKKEEPING), are the seeds of one line. A label names
@@ -11,19 +11,18 @@ More than MAX_LINES lines are spread over panels: each algorithm's cores, and wh
 longer than others, the first steps of all lines stand beside the whole.
 
     line    mean over seeds of each seed's mean return, at the steps where every one of its seeds was evaluated
-    band    95% percentile-bootstrap interval of that mean: whole seeds are resampled; with one seed there is none
+    band    95% interval of that mean (Student's t), with fewer than five seeds their range (support/statistics.py)
     number  (table, summary.csv) mean over seeds, with the same interval, of the line's last LAST evaluations
 
 Runs with --staleness have a second figure (ENV_OBSERVATION_staleness.png): their Delta-Q, at the first and the last trained
 step of a window, each measurement at the evaluation before it.
 
-With --study FILE, a grid of sweep.py, there is one figure per [[runs]] of the file instead, its question: a column per algorithm
-and task, a colour per arm. Its label is what sets the arms of the question apart.
+With --study FILE, a grid of sweep.py that has [[cases]], the study is drawn instead, from its tables alone: the answers on one
+picture (answers.png), a figure per question, and whether Delta-Q predicts the loss. It may be half done.
 
-The bootstrap's generator is fixed: the same results give the same files, to the byte.
+The same results give the same files, to the byte.
 """
 import argparse
-import csv
 import glob
 import importlib
 import math
@@ -35,15 +34,16 @@ from dataclasses import dataclass, fields, replace
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
-from scipy.stats import bootstrap
 
-from agent import MemoryFlags
 from flags import NOT_LEARNING, POLICIES, RunFlags, defaults_of
 from output import read_info, read_rows
+from support import study, study_figures
+from support.statistics import FEW, INTERVAL, interval
 from utils import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
@@ -63,7 +63,6 @@ DASHES = {"feed-forward": (0, (5, 2)), "LSTM actor and critic": "-", "LSTM actor
           "GRU actor only": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "GRU critic only": (0, (1, 2.5)),
           "minGRU actor and critic": (0, (8, 1.5, 3, 1.5)), "minGRU actor only": (0, (3, 1.5, 1, 1.5)),
           "minGRU critic only": (0, (1, 0.8))}
-ARMS = ["#0072b2", "#d55e00", "#009e73", "#b8578f", "#a08a00", "#222222", "#5fd0f5", "#8a6a55"]
 MARKERS = "osD^vPX*<>"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
          "text.parse_math": False}                                     # a dollar sign in a name is a dollar sign
@@ -107,14 +106,6 @@ class Group:
 
 def words(flag, value):
     return f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={value}"
-
-
-def interval(returns):
-    """95% bootstrap interval of the mean over seeds: returns (seeds, ...) -> low, high (...); NaN with a single seed."""
-    if len(returns) < 2:
-        return np.full((2, *returns.shape[1:]), np.nan)
-    return bootstrap((returns,), np.mean, method="percentile", n_resamples=5000, batch=500,
-                     rng=np.random.default_rng(0)).confidence_interval
 
 
 def defaults(config):
@@ -265,7 +256,7 @@ def draw_panel(ax, groups, shared, columns, wrap):
         marker = next(markers) if set(g.flags) - set(shared) else "." if len(g.steps) == 1 else None
         ax.plot(g.steps, g.returns.mean(0), color=colour, ls=DASHES.get(g.memory, "-"), lw=2.2, marker=marker, ms=6, zorder=3,
                 markevery=max(1, len(g.steps) // 8), label=textwrap.fill(label, wrap, subsequent_indent="    "))
-        ax.fill_between(g.steps, *interval(g.returns), color=colour, alpha=0.13, lw=0, zorder=1)
+        ax.fill_between(g.steps, *interval(g.returns)[:2], color=colour, alpha=0.13, lw=0, zorder=1)
         for run in g.runs:
             steps, returns = zip(*sorted(run.curve.items()))
             if len(g.runs) > 1:
@@ -293,8 +284,10 @@ def caption(groups, shared, delta_q):
         return " to ".join(dict.fromkeys([form(min(values)), form(max(values))]))
     seeds, runs = {len(g.runs) for g in groups}, [run for g in groups for run in g.runs]
     text = "One seed a line, so no interval over seeds." if seeds == {1} else (
-        f"Thick line: mean over {span(seeds)} seeds; thin lines: each seed; band: 95% bootstrap interval of the mean over seeds"
-        f"{', none with one seed' if 1 in seeds else ''}{', too narrow with fewer than five' if {2, 3, 4} & seeds else ''}.")
+        f"Thick line: mean over {span(seeds)} seeds; thin lines: each seed; band: "
+        + ", or ".join([INTERVAL + " of the mean over seeds"] * (max(seeds) >= FEW)
+                       + [f"with fewer than {FEW} seeds their range"] * bool(seeds & set(range(2, FEW)))
+                       + ["none with one seed"] * (1 in seeds)) + ".")
     point = f"mean undiscounted return of evaluation episodes without exploration ({span([r.episodes for r in runs])} per seed)"
     if delta_q:
         point = ("Delta-Q (Kapturowski et al. 2019), how far the critic's values from the state that training starts a window "
@@ -352,120 +345,6 @@ def figure(title, groups, delta_q=None):
     return fig
 
 
-# ---------------------------------------------------------------------- a study's questions
-
-def questions(study, results_dir):
-    """{question: {case: {arm's label: Group}}} of a grid's finished runs. Exits with 2 if there are none."""
-    from sweep import read_study  # slow to start: it checks every flag
-
-    asked, missing = {}, []
-    for planned in read_study(study, results_dir):
-        try:
-            run = read_run(os.path.join(results_dir, os.path.basename(planned.path)))
-            if not run.finished:                                       # its last evaluations are not those at the end
-                raise ValueError(f"{planned.path} is unfinished")
-        except ValueError as error:
-            missing.append(error)
-            continue
-        observe, *noise = observation(run.config)
-        case = ", ".join([run.config["policy"], run.config["env"], OBSERVE[observe], *noise])
-        for arm in dict.fromkeys(planned.arms):
-            asked.setdefault(arm, {}).setdefault(case, []).append(run)
-    if not asked:
-        fail(f"no finished run of {study} is in '{results_dir}'; run sweep.py first, or give another --results_dir")
-    if missing:
-        print(f"warning: {len(missing)} runs of {study} are left out, the first one because {missing[0]}", file=sys.stderr)
-    named = {}
-    for arm in sorted(asked, key=lambda arm: int(arm.split()[1])):     # in the order of the file
-        name = arm.partition("(")[2][:-1] or arm
-        taken = name_of_file(name) in map(name_of_file, named)
-        named[arm if taken else name] = arms_of(asked[arm])
-    return named
-
-
-def name_of_file(question):
-    return re.sub(r"\W+", "_", question)
-
-
-def arms_of(cases):
-    """{case: [Run]} -> {case: {label: Group}}; a label names what sets the arms apart, whatever the case."""
-    memory_flags, memories = {f.name for f in fields(MemoryFlags)}, set()
-
-    def flags_of(config):                                              # without a memory, its flags mean nothing
-        return {k: v for k, v in config.items() if k not in BOOKKEEPING | set(NAMED) and
-                (memory_of(config) != "feed-forward" or k not in memory_flags)}
-    differing = {}                                                     # flags, in the order of --help
-    for runs in cases.values():
-        memories |= {memory_of(run.config) for run in runs}
-        values = {}
-        for run in runs:
-            for k, v in flags_of(run.config).items():
-                values.setdefault(k, set()).add(v)
-        differing |= {k: None for k in values if len(values[k]) > 1}
-
-    def label(config):
-        flags = flags_of(config)
-        memory = memory_of(config)
-        return ", ".join([memory] * (len(memories) > 1) + [words(k, flags[k]) for k in differing if k in flags]) or memory
-    grouped = {}
-    for case, runs in cases.items():
-        lines = {}
-        for run in runs:
-            lines.setdefault(label(run.config), []).append(run)
-        assert all(len({group_key(run.config) for run in seeds}) == 1 for seeds in lines.values())
-        grouped[case] = {name: Group(seeds[0].config["policy"], name, {}, seeds) for name, seeds in lines.items()}
-    return grouped
-
-
-def question_figure(question, cases):
-    """Above: returns while training. Below: each seed's mean of its last evaluations, a dot, and the mean of these, a bar."""
-    labels = list(dict.fromkeys(label for groups in cases.values() for label in groups))
-    runs = [run for groups in cases.values() for g in groups.values() for run in g.runs]
-    text = (f"Above: thin lines are seeds, thick ones their mean. Below: a dot is a seed's mean of its last {LAST} evaluations, "
-            f"the bar their mean. {len(runs)} runs, {hours(runs):.1f} core-hours (one core a run, wall time), those "
-            "shared with other questions included. Returns of evaluation episodes without exploration.")
-    width = 3.1 * max(2, len(cases)) + 1.2
-    with matplotlib.style.context(["default", STYLE, {"font.size": 8}]):
-        fig = Figure(figsize=(width, 4.2 + 0.22 * len(labels)), dpi=150, layout="constrained")
-        axes = fig.subplots(2, len(cases), squeeze=False, height_ratios=[3, 0.6 + 0.3 * len(labels)])
-        for (curves, ends), (case, groups) in zip(axes.T, cases.items()):
-            for label, g in groups.items():
-                row = labels.index(label)
-                look = dict(color=ARMS[row % len(ARMS)], ls=("-", "--", ":")[row // len(ARMS) % 3])
-                for run in g.runs:
-                    curves.plot(*zip(*sorted(run.curve.items())), **look, lw=0.6, alpha=0.55)
-                curves.plot(g.steps, g.returns.mean(0), **look, lw=1.8)
-                ends.plot(g.last, [row] * len(g.last), "o", color=look["color"], ms=5, alpha=0.8, mew=0)
-                ends.plot([g.last.mean()], [row], "|", color=look["color"], ms=15, mew=2)
-            curves.set_title(case.replace(", ", "\n", 1), loc="left", size=8)
-            curves.set(xlabel=unit(groups.values()), ylabel="evaluation return" if curves is axes[0, 0] else None)
-            curves.xaxis.set_major_formatter(short)
-            ends.set(ylim=(len(labels) - 0.5, -0.5), xlabel="return at the end", yticks=range(len(labels)),
-                     yticklabels=labels if curves is axes[0, 0] else [])
-        for row, tick in enumerate(axes[1, 0].get_yticklabels()):
-            tick.set_color(ARMS[row % len(ARMS)])
-        fig.suptitle(question, x=0.01, ha="left", weight="bold", size=12)
-        fig.supxlabel(textwrap.fill(text, int(16 * width)), x=0.01, ha="left", color="#444444", linespacing=1.4, size=8)
-        fig.draw_without_rendering()
-    return fig
-
-
-def hours(runs):
-    return sum(run.minutes for run in runs) / 60
-
-
-def print_questions(asked):
-    print(f"mean: over seeds, of their last {LAST} evaluations; (its 95% interval, bootstrap over seeds); per seed; core-hours")
-    for question, cases in asked.items():
-        print(f"\n{question}")
-        for case, groups in cases.items():
-            for label, g in groups.items():
-                low, high = interval(g.last)
-                print(f"  {case}: {label}: {g.last.mean():.2f}" + (f" ({low:.2f} to {high:.2f})" if len(g.runs) > 1 else "") +
-                      "   " + " ".join(f"{run.config['seed']}:{x:.2f}" for run, x in zip(g.runs, g.last)) +
-                      f"   {hours(g.runs):.2f}")
-
-
 # ---------------------------------------------------------------------- table
 
 def summary(figures):
@@ -473,21 +352,24 @@ def summary(figures):
     rows = []
     for (env, observation, _), groups in figures.items():
         for g in groups:
-            low, high = [f"{x:.1f}" if len(g.runs) > 1 else "" for x in interval(g.last)]
+            *ends, kind = interval(g.last)
+            low, high = [f"{x:.1f}" if kind else "" for x in ends]
             rows.append(dict(env=env, observation=observation, label=g.label(), seeds=len(g.runs),
                              unfinished=sum(not run.finished for run in g.runs), steps=g.steps[-1],
-                             mean=f"{g.last.mean():.1f}", low=low, high=high,
+                             mean=f"{g.last.mean():.1f}", low=low, high=high, kind=kind,
                              minutes=f"{np.mean([run.minutes for run in g.runs]):.1f}",
                              per_seed=" ".join(f"{run.config['seed']}:{x:.1f}" for run, x in zip(g.runs, g.last))))
     return rows
 
 
 def print_table(rows):
-    print(f"mean: over seeds, of the last {LAST} evaluations that all seeds of a line share; interval: 95%, bootstrap over them\n"
-          "steps: where these end; minutes: of training, mean over seeds; per seed: seed:mean; *: some seeds are unfinished")
+    print(f"mean: over seeds, of the last {LAST} evaluations that all seeds of a line share; interval: {INTERVAL}, with fewer "
+          f"than {FEW}\nseeds their range; steps: where these end; minutes: of training, mean over seeds; per seed: seed:mean; "
+          "*: some seeds are unfinished")
     heads = ["line", "seeds", "steps", "mean", "interval", "minutes", "per seed"]
     table = [heads] + [[row["label"], f"{row['seeds']}{'*' if row['unfinished'] else ''}", short(row["steps"]), row["mean"],
-                        f"{row['low']} to {row['high']}" if row["low"] else "-", row["minutes"], row["per_seed"]] for row in rows]
+                        f"{row['low']} to {row['high']}" + " (range)" * (row["kind"] == "range") if row["low"] else "-",
+                        row["minutes"], row["per_seed"]] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     previous = None
     for cells, row in zip(table, [{}] + rows):
@@ -496,37 +378,57 @@ def print_table(rows):
         print("  ".join([cells[0].ljust(widths[0]), *[c.rjust(n) for c, n in zip(cells[1:-1], widths[1:])], cells[-1]]))
 
 
+def print_study(table):
+    """What matters most of the tidy table; all of it is in summary.csv."""
+    number = study_figures.number
+
+    def cells(name):
+        return [number(x) + (f" ({number(low)} to {number(high)})" if low == low else "")
+                for x, low, high in table[[name, name + "_low", name + "_high"]].to_numpy()]
+    shown = pd.DataFrame({"arm": table.arm.str.ljust(40), "n": table.n, "score": cells("score"), "share": cells("share"),
+                          "versus": table.versus, "Delta-Q": table.delta_q_first.map(lambda x: f"{x:.2g}" if x == x else "-")})
+    text = ("n: seeds. score: mean over evaluations but the first. share: of memory's gain that is kept.\n"
+            f"In brackets: {INTERVAL}, with fewer than {FEW} seeds the range.\n"
+            "versus: the common arm. Delta-Q: at a window's first trained step.\n")
+    for case, rows in shown.groupby(table.case, sort=False):
+        text += f"\n{case}\n{rows.to_string(index=False)}\n"
+    told = table.versus[table.versus != ""]
+    print(text.replace("\u2212", "-") + f"\n{len(told)} intervals of differences from the common arm, of which "
+          f"{(told == 'not told apart').sum()} include 0; one in 20 would miss by chance alone, so some {len(told) / 20:.0f}")
+
+
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results_dir", default="results", help="where main.py wrote [results]")
-    parser.add_argument("--plots_dir", default="plots", help="where figures and summary.csv go [plots]")
-    parser.add_argument("--study", help="TOML file of sweep.py: draw its questions [none]")
+    parser.add_argument("--results_dir", help="where main.py wrote [results; of a study results/ and its name]")
+    parser.add_argument("--plots_dir", help="where figures and summary.csv go [plots; of a study plots/ and its name]")
+    parser.add_argument("--study", help="TOML file of sweep.py, with [[cases]]: draw its answers [none]")
     args = parser.parse_args(argv)
-    asked = questions(args.study, args.results_dir) if args.study else {}
-    figures = group_runs(read_results(args.results_dir))
-    rows = summary(figures)
-    try:
-        os.makedirs(args.plots_dir, exist_ok=True)
-        for question, cases in asked.items():
-            question_figure(question, cases).savefig(os.path.join(args.plots_dir, name_of_file(question) + ".png"),
-                                                     metadata={"Software": None})
-        for (env, observation, name), groups in figures.items() if not asked else ():
-            drawn = {name: figure(f"{env}, {observation}", groups)}
+    name = os.path.splitext(os.path.basename(args.study))[0] if args.study else ""
+    results_dir, plots_dir = [given or os.path.join(folder, name).rstrip(os.sep)
+                              for given, folder in ((args.results_dir, "results"), (args.plots_dir, "plots"))]
+    if args.study:
+        read = study.read(args.study, results_dir)
+        table = study.summarise(read)
+        drawn = study_figures.draw(read, table)
+    else:
+        figures = group_runs(read_results(results_dir))
+        drawn, table = {}, pd.DataFrame(summary(figures))
+        for (env, observation, file), groups in figures.items():
+            drawn[file] = figure(f"{env}, {observation}", groups)
             panels = delta_q_panels(groups)
             if panels[0][1]:
-                drawn[name + "_staleness"] = figure(f"{env}, {observation}: stale hidden states", panels[0][1], panels)
-            for file, fig in drawn.items():
-                fig.savefig(os.path.join(args.plots_dir, file + ".png"), dpi="figure", metadata={"Software": None})
-        with open(os.path.join(args.plots_dir, "summary.csv"), "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+                drawn[file + "_staleness"] = figure(f"{env}, {observation}: stale hidden states", panels[0][1], panels)
+    try:
+        os.makedirs(plots_dir, exist_ok=True)
+        for file, fig in drawn.items():
+            fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": None})
+        table.to_csv(os.path.join(plots_dir, "summary.csv"), index=False, lineterminator="\n", float_format="%.6g")
     except OSError as error:
-        fail(f"--plots_dir '{args.plots_dir}' cannot be written ({error.strerror}); choose another")
-    if asked:
-        print_questions(asked)
+        fail(f"--plots_dir '{plots_dir}' cannot be written ({error.strerror}); choose another")
+    if args.study:
+        print_study(table)
     else:
-        print_table(rows)
+        print_table(table.to_dict("records"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Run a grid of trainings, declared in one TOML file, on the cores of this machine or of a Ray cluster.
 
     pip install ray                                             (for all but --dry_run)
-    python sweep.py studies/pilot.toml                          (on this machine)
-    python sweep.py studies/pilot.toml --address HOST:PORT      (on a Ray cluster, called on one of its nodes)
-    python sweep.py studies/pilot.toml --dry_run                (print the commands)
+    python sweep.py studies/memory.toml                         (on this machine)
+    python sweep.py studies/memory.toml --address HOST:PORT     (on a Ray cluster, called on one of its nodes)
+    python sweep.py studies/memory.toml --dry_run               (print the commands)
 
 The file holds main.py's flags, without the dashes. A list is an axis of the grid, and every combination is run:
 
@@ -66,7 +66,7 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
 MOST = 10_000                                                          # runs of a study
-NAMES = ("name", "without", "question")                                # of a case or an arm: no flags; plot.py's is the question
+NAMES = ("name", "without", "question", "words")                       # of a case or an arm, no flags; the last two are plot.py's
 # Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -99,11 +99,12 @@ def read_study(path, results_dir, imports=False):
         with open(path, "rb") as file:
             study = tomllib.load(file)
     except OSError as error:
-        fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/pilot.toml")
+        fail(f"{path} cannot be read ({error.strerror}); give a TOML file such as studies/memory.toml")
     except (ValueError, RecursionError) as error:
         fail(f"{path} is not TOML: {str(error)[:200]}")
     seeds, common = study.pop("seeds", None), study.pop("common", {})
     arms, cases = study.pop("runs", None), study.pop("cases", [{}])
+    study.pop("answers", None)                                         # plot.py's
     if study:
         fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common], [[cases]] and [[runs]]")
     if not isinstance(seeds, list) or not seeds:
@@ -117,7 +118,7 @@ def read_study(path, results_dir, imports=False):
             if not all(isinstance(name, str) and name for name in its) or len(set(its)) < len(its):
                 fail(f"{path}: where there are [[cases]], each table of [[{kind}]] needs a name of its own; add name = \"...\"")
 
-        files = [table_of(case["name"]).casefold() for case in cases]
+        files = [tables.name(case["name"]).casefold() for case in cases]
         for case, file in zip(cases, files):
             if files.count(file) > 1:
                 fail(f"{path}, case {case['name']}: another case's tables would be called {file}.csv, too; rename one of them")
@@ -168,11 +169,6 @@ def read_study(path, results_dir, imports=False):
             if case and other is not run:
                 fail(f"{path}, {label}: it is the same run as {other.arms[0]}; take one of the two out")
     return list(runs.values())
-
-
-def table_of(case):
-    """The name of its tables, without an ending."""
-    return re.sub(r"\W+", "_", case)
 
 
 def axes_of(table):
@@ -438,7 +434,7 @@ def main(argv=None):
     order = list(dict.fromkeys(run.arm for run in runs))
 
     def table(run):
-        return os.path.join(folder, table_of(run.case))
+        return os.path.join(folder, tables.name(run.case))
 
     def keep(run):
         if run.case:

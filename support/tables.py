@@ -12,6 +12,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,11 @@ from output import read_info, read_rows
 from utils import alone, regular, write_file
 
 STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last"]
+
+
+def name(case):
+    """Of a case's tables, without an ending."""
+    return re.sub(r"\W+", "_", case)
 
 
 def read_text(path):

@@ -15,7 +15,6 @@ from matplotlib.image import imread
 
 import plot
 import PPO
-import sweep
 import TD3
 
 HOPPER = "HopperBulletEnv-v0"
@@ -152,21 +151,7 @@ def test_the_last_five_evaluations_by_hand(results):
     assert float(row["mean"]) == pytest.approx((first + 101) / 2, abs=0.05)
     assert row["per_seed"] == f"3:{first:.1f} 4:101.0"
     assert (row["seeds"], row["unfinished"], row["steps"], row["minutes"]) == ("2", "1", "60000", "10.0")
-    assert (float(row["low"]), float(row["high"])) == (first, 101)     # of two seeds a resample is one of them twice, often
-
-
-def test_interval_contains_the_mean_and_agrees_with_a_bootstrap_by_hand():
-    returns = np.random.default_rng(1).normal(1000, 200, (8, 4))       # (seeds, steps)
-    low, high = plot.interval(returns)
-    assert (low < returns.mean(0)).all() and (returns.mean(0) < high).all()
-    draws = returns[np.random.default_rng(2).integers(8, size=(20_000, 8))].mean(1)  # (20000, steps)
-    assert np.allclose([low, high], np.percentile(draws, [2.5, 97.5], axis=0), atol=12)
-    assert np.array_equal([low, high], plot.interval(returns))
-
-
-def test_one_seed_and_equal_seeds_have_no_width():
-    assert np.isnan(plot.interval(np.ones((1, 3)))).all() and np.shape(plot.interval(np.ones((1, 3)))) == (2, 3)
-    assert np.array_equal(plot.interval(np.full((3, 2), 7.0)), np.full((2, 2), 7.0))
+    assert (float(row["low"]), float(row["high"]), row["kind"]) == (first, 101, "range")   # of two seeds
 
 
 def test_the_mean_is_over_the_steps_that_all_seeds_share(results):
@@ -186,7 +171,7 @@ def test_table(results, capsys):
     draw(results)
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("TD3, feed-forward"))
-    assert line.split()[2:] == ["2", "40k", "301.5", "301.0", "to", "302.0", "6.7", "0:301.0", "1:302.0"]
+    assert line.split()[2:] == ["2", "40k", "301.5", "301.0", "to", "302.0", "(range)", "6.7", "0:301.0", "1:302.0"]
     assert f"{HOPPER}, velocities only" in out and "1*" in out and "nan" not in out
 
 
@@ -241,7 +226,8 @@ def test_figure_says_what_it_shows(results):
     assert "60k" in [tick.get_text() for tick in ax.get_xticklabels()]
     legend = [entry.get_text().replace("\u00a0", " ") for entry in ax.get_legend().get_texts()]
     assert legend == ["TD3, feed-forward (3 seeds)", "PPO, LSTM actor and critic, hidden_size=9 (1 seed)"]
-    for words in ("mean over 1 to 3 seeds", "95% bootstrap interval", "2 to 4 per seed", "40k to 75k environment steps",
+    for words in ("mean over 1 to 3 seeds", "with fewer than 5 seeds their range, or none with one seed", "2 to 4 per seed",
+                  "40k to 75k environment steps",
                   "Set for all lines: lr=0.5.", "Unfinished: PPO, LSTM actor and critic, hidden_size=9, seed 0, at 40k."):
         assert words in text, (words, text)
 
@@ -283,7 +269,7 @@ def test_the_first_steps_of_all_stand_beside_much_longer_runs(results):
 def test_a_run_that_has_only_begun_is_drawn(results):
     write_run(results, curve={0: [5]}, finished=False)
     [row] = draw(results)
-    assert (row["mean"], row["low"], row["high"]) == ("5.0", "", "")
+    assert (row["mean"], row["low"], row["high"], row["kind"]) == ("5.0", "", "", "")
 
 
 # ---------------------------------------------------------------------- bad input
@@ -576,98 +562,3 @@ def test_a_run_that_starts_from_a_model_is_a_line_of_its_own(results):
     for seed in (1, 2):
         write_run(results, seed=seed, load_model=f"{results}/x_seed={seed}.best.pt")
     assert labels(results) == {f"{HOPPER}_full": ["TD3, feed-forward", "TD3, feed-forward, load_model=x.best.pt"]}
-
-
-# ---------------------------------------------------------------------- a study's questions
-
-STUDY = """
-seeds = [0, 1]
-[common]
-hidden_size = 8
-hidden_layers = 1
-case = [{policy = "TD3", env = "Cue30-v0", lr = 1e-3}, {policy = "PPO", env = "Cue10-v0"}]
-[[runs]]
-name = "Q1: window/length"
-recurrent = true
-seq_len = [4, 32]
-[[runs]]
-name = "Q4: none at all"
-memory = [{recurrent = true, seq_len = 32}, {recurrent_actor = false, recurrent_critic = false}]
-"""
-
-
-@pytest.fixture
-def studied(tmp_path, results):
-    """A study and its results, each run's returns a number of its own: 10 * seed, +1 for windows of 32, +2 without memory."""
-    (tmp_path / "study.toml").write_text(STUDY)
-    for run in sweep.read_study(str(tmp_path / "study.toml"), str(results)):
-        level = 10 * run.config["seed"] + (2 if not run.config["recurrent_actor"] else run.config["seq_len"] == 32)
-        write_run(results, curve={step: [level, level] for step in range(0, 8_001, 1_000)}, name=run.path.split("/")[-1],
-                  **run.config)
-    return str(tmp_path / "study.toml")
-
-
-def test_a_question_has_its_arms_whatever_the_case(studied, results):
-    asked = plot.questions(studied, str(results))
-    assert list(asked) == ["Q1: window/length", "Q4: none at all"]
-    cases = ["TD3, Cue30-v0, fully observed", "PPO, Cue10-v0, fully observed"]
-    assert {name: {case: {label: list(g.last) for label, g in arms.items()} for case, arms in cases.items()}
-            for name, cases in asked.items()} == {
-        "Q1: window/length": dict.fromkeys(cases, {"seq_len=4": [0, 10], "seq_len=32": [1, 11]}),
-        "Q4: none at all": dict.fromkeys(cases, {"LSTM actor and critic": [1, 11], "feed-forward": [2, 12]})}
-
-
-def test_a_question_has_a_figure_with_every_seed(studied, results, tmp_path, capsys):
-    plot.main(["--study", studied, "--results_dir", str(results), "--plots_dir", str(tmp_path / "plots")])
-    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == \
-        ["Q1_window_length.png", "Q4_none_at_all.png", "summary.csv"]
-    out = capsys.readouterr().out
-    assert "  PPO, Cue10-v0, fully observed: seq_len=4: 5.00 (0.00 to 10.00)   0:0.00 1:10.00   " in out
-    assert imread(tmp_path / "plots" / "Q1_window_length.png").std() > 0.1
-    drawn = plot.question_figure("Q4", plot.questions(studied, str(results))["Q4: none at all"])
-    curves, ends = drawn.axes[0], drawn.axes[2]
-    assert sorted(line.get_ydata()[0] for line in curves.lines if line.get_linewidth() < 1) == [1, 2, 11, 12]    # each seed
-    assert sorted(x for line in ends.lines if line.get_marker() == "o" for x in line.get_xdata()) == [1, 2, 11, 12]
-    assert [tick.get_text() for tick in ends.get_yticklabels()] == ["LSTM actor and critic", "feed-forward"]
-
-
-def test_arms_differ_by_whatever_the_file_says(results, tmp_path):
-    """Also without a memory, by noise, and by a flag that one algorithm alone has."""
-    (tmp_path / "study.toml").write_text("""
-        seeds = [0, 1]
-        [[runs]]
-        env = "Cue10-v0"
-        flicker = [0.0, 0.5]
-        arm = [{policy = "TD3", tau = 0.01}, {policy = "TD3", tau = 0.02}, {policy = "PPO"}]
-    """)
-    for run in sweep.read_study(str(tmp_path / "study.toml"), str(results)):
-        write_run(results, name=run.path.split("/")[-1], **run.config)
-    (question, cases), = plot.questions(str(tmp_path / "study.toml"), str(results)).items()
-    td3 = {f"TD3, Cue10-v0, fully observed{noise}": {"tau=0.01": 2, "tau=0.02": 2} for noise in ("", ", flicker=0.5")}
-    ppo = {f"PPO, Cue10-v0, fully observed{noise}": {"feed-forward": 2} for noise in ("", ", flicker=0.5")}
-    assert {case: {label: len(g.runs) for label, g in arms.items()} for case, arms in cases.items()} == td3 | ppo
-    plot.question_figure(question, cases)
-
-
-def test_questions_of_one_name_are_two_figures(results, tmp_path):
-    (tmp_path / "study.toml").write_text('seeds = [0]\n' + ''.join(
-        f'[[runs]]\nname = "{name}"\npolicy = "TD3"\nlr = {lr}\n' for name, lr in (("a: b", 1e-3), ("a/b", 2e-3))))
-    for run in sweep.read_study(str(tmp_path / "study.toml"), str(results)):
-        write_run(results, name=run.path.split("/")[-1], **run.config)
-    assert list(plot.questions(str(tmp_path / "study.toml"), str(results))) == ["a: b", "[[runs]] 2 (a/b)"]
-
-
-def test_a_study_that_is_not_finished(studied, results, tmp_path, capsys):
-    gone, young = sorted(results.glob("*seed=1.csv"))[:2]
-    gone.unlink()
-    info = json.loads(young.with_suffix(".json").read_text())
-    young.with_suffix(".json").write_text(json.dumps(info | {"finished": False}))
-    asked = plot.questions(studied, str(results))
-    error = capsys.readouterr().err
-    assert error.startswith("warning: 2 runs of ") and (gone.name in error or "unfinished" in error) and error.count("\n") == 1
-    assert sorted({len(g.runs) for cases in asked.values() for arms in cases.values() for g in arms.values()}) == [1, 2]
-    for path in results.iterdir():
-        path.unlink()
-    with pytest.raises(SystemExit) as stop:
-        plot.main(["--study", studied, "--results_dir", str(results), "--plots_dir", str(tmp_path / "plots")])
-    assert stop.value.code == 2 and "run sweep.py first" in capsys.readouterr().err
