@@ -13,7 +13,8 @@ from test_checkpoint import agent_class, data_sets, differences, flags, outcome,
 
 import main
 import staleness
-from cores import MemoryFlags, make_core
+from agent import MemoryFlags
+from cores import make_core
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
               pytest.mark.filterwarnings("error:RNN module weights are not part")]       # then cuDNN copies them at every call

@@ -28,7 +28,7 @@ from conftest import record
 import export
 import main
 import output
-from cores import MemoryFlags
+from agent import MemoryFlags
 from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
