@@ -11,6 +11,11 @@ Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN
 with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. logger.py
 writes curves for TensorBoard and Weights & Biases.
 """
+import console
+
+if __name__ == "__main__":
+    console.begin()                                                    # first: the imports that follow take seconds
+
 import math
 import os
 import random
@@ -353,6 +358,7 @@ def main(argv=None):
                 agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
+    console.something_to_keep()
     try:
         if run.test:
             test(run, agent, eval_env, spec, checkpoint)
@@ -364,7 +370,7 @@ def main(argv=None):
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         kept = "" if run.test else ": evaluations so far are kept" + (", and the last model" if run.save_model else "")
-        print("\n" * sys.stderr.isatty() + "interrupted" + kept, file=sys.stderr)
+        console.say_interrupted(kept)
         sys.exit(130)
     finally:                                                           # also what an interrupted run has recorded
         if run.record:

@@ -22,6 +22,11 @@ and task, a colour per arm. Its label is what sets the arms of the question apar
 
 The bootstrap's generator is fixed: the same results give the same files, to the byte.
 """
+import console
+
+if __name__ == "__main__":
+    console.begin()                                                    # first: the imports that follow take seconds
+
 import argparse
 import csv
 import glob
