@@ -17,7 +17,6 @@ if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
 
 import math
-import os
 import random
 import shlex
 import sys
@@ -32,7 +31,19 @@ from tqdm import tqdm
 import data
 import export
 import video
-from checkpoint import UNREPEATABLE, Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
+from checkpoint import (
+    CannotResume,
+    Checkpoints,
+    Stop,
+    Stopped,
+    checked_state_of,
+    in_place,
+    keep_going,
+    random_state,
+    set_random_state,
+    set_state,
+    state_of,
+)
 from envs import env_spec, make_env, make_vector_env
 from flags import HANDLING, check_actions, parse
 from logger import Logger
@@ -132,8 +143,7 @@ class Interaction:
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
-        states = [env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]
-        return np.array_equal(np.array(states), self.state)
+        return all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)])
 
 
 def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
@@ -161,14 +171,6 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     """Act, step, add, train when the agent says so, evaluate. For an offline agent a step is an update: its episodes are added
     beforehand."""
     offline = envs is None
-    repeats = eval_env.unwrapped.spec.id not in UNREPEATABLE
-    if not repeats:
-        why = f"an episode of {run.env} depends on those before it, so a run cannot be resumed"
-        if run.resume and os.path.exists(results.path + ".csv"):
-            fail(f"--resume: {why}; --overwrite instead starts it anew")
-        print(f"no checkpoints: {why}", flush=True)
-    elif run.record:
-        print("no checkpoints: --record needs all of a run's episodes, so it cannot be resumed", flush=True)
     if offline:
         data.fill(buffer, episodes)
         results.info["data"] = data.summary(episodes)
@@ -211,13 +213,27 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
         if staleness:
             staleness.write()
 
+    if run.checkpoint_freq:
+        with checkpoints.if_possible():
+            if run.record:
+                raise CannotResume("--record needs all of a run's episodes")
+            checked_state_of(buffer)
+            made = in_place(checked_state_of(agent))
+
     def checkpoint():
-        state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
-                     buffer=state_of(buffer), random=random_state(), results=results.save(),
-                     staleness=staleness and staleness.save(), logger=logger and logger.save(),
-                     interaction=None if offline else interaction.save())
-        with keep_going(f"the checkpoint of step {step:,}"):
-            checkpoints.save(step, state)
+        with checkpoints.if_possible():
+            if not offline:
+                checkpoints.check_repeats(envs, run.env)
+            state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
+                         buffer=state_of(buffer), random=random_state(), results=results.save(),
+                         staleness=staleness and staleness.save(), logger=logger and logger.save(),
+                         interaction=None if offline else interaction.save())
+            if later := in_place(state["agent"]) - made:
+                raise CannotResume(f"{run.policy}.{min(later)} was not there at the start, so nothing can be loaded into it")
+            if {**asdict(run), **asdict(cfg)} != config:
+                raise CannotResume("the flags are not what they were at the start; what an agent changes, it should keep apart")
+            with keep_going(f"the checkpoint of step {step:,}"):
+                checkpoints.save(step, state)
 
     unit = "update" if offline else "step"
     first = step
@@ -276,7 +292,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
                 bar.update(cfg.num_envs)
                 if due(run.eval_freq) or step >= cfg.max_timesteps:
                     evaluation()
-                keep = run.checkpoint_freq and repeats and not run.record and step < cfg.max_timesteps
+                keep = run.checkpoint_freq and checkpoints.possible and step < cfg.max_timesteps
                 if keep and (due(run.checkpoint_freq) or stop.signal):
                     checkpoint()
                 if stop.signal and step < cfg.max_timesteps:
