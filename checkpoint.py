@@ -14,7 +14,8 @@ RUN.checkpoint/ holds, until the run has finished,
     000040000.rows     the rows that were written since the checkpoint before, so that a large buffer costs little
 
 A file begins with its checksum and is written under another name, flushed and renamed, so what is there under its own name
-was complete once. If the newest checkpoint is damaged, the one before it is used. Nothing is unpickled that could execute code.
+was complete once. If the newest checkpoint is damaged, the one before it is used; both need the files with older rows, which are
+there once, since a second copy would be as large as the buffer. Nothing is unpickled that could execute code.
 """
 import collections
 import contextlib

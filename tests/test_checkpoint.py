@@ -627,7 +627,8 @@ def flip_checksum(path):
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, flip_checksum, os.remove])
 def test_a_damaged_file(damage, interrupted, copy, capsys):
-    """Of the newest checkpoint: the one before it is used, in a line that says so. Of both: refused, in one line."""
+    """Of the newest checkpoint: the one before it is used, in a line that says so. Of both, such as older rows: refused, in one
+    line."""
     for name in interrupted.files:
         argv, folder = copy()
         damage(os.path.join(folder, name))
