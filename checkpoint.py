@@ -4,7 +4,9 @@
 
 A checkpoint holds all that a run is made of: weights, targets, optimizers, counters, every generator of random numbers, the
 replay buffer with its hidden states, and what the agent perceives at the moment. An environment cannot be saved, but it
-can be led back: each episode is a function of the generator's state at its reset and of the actions since (Replayable).
+can be led back: each episode is a function of the generator's state at its reset and of the actions since (Replayable). Some keep
+more than that, so before a checkpoint is written the running episode is played again in a new environment, and compared; before
+the first one, so are finished ones, since what is kept may show in one of many.
 
 RUN.checkpoint/ holds, until the run has finished,
 
@@ -12,8 +14,10 @@ RUN.checkpoint/ holds, until the run has finished,
     000040000.rows     the rows that were written since the checkpoint before, so that a large buffer costs little
 
 A file begins with its checksum and is written under another name, flushed and renamed, so what is there under its own name
-was complete once. If the newest checkpoint is damaged, the one before it is used. Nothing is unpickled that could execute code.
+was complete once. If the newest checkpoint is damaged, the one before it is used; both need the files with older rows, which are
+there once, since a second copy would be as large as the buffer. Nothing is unpickled that could execute code.
 """
+import collections
 import contextlib
 import io
 import os
@@ -22,19 +26,22 @@ import re
 import shutil
 import signal
 import sys
+import types
 import zlib
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from utils import write_file
+from utils import Buffer, write_file
 
-NOT_STATE = {"spec", "cfg", "device", "targets",                       # an agent's: made from the flags, or there by another name
-             "rows", "hidden", "_rows", "_hidden", "changed",          # a buffer's: kept apart
-             "device_rows", "device_hidden", "copied"}                 # copies of these
-# Environments that keep something of one episode in the next, so that no generator's state leads back to where they were
-UNREPEATABLE = {"ThrowerBulletEnv-v0", "HumanoidFlagrunHarderBulletEnv-v0"}
+AGENT_HAS = {"spec", "cfg", "device", "targets"}                       # beside its state: made from the flags
+BUFFER_HAS = {"device", "rows", "hidden", "_rows", "_hidden", "changed",    # kept apart
+              "device_rows", "device_hidden", "copied"}                # copies of these
+IN_PLACE = "in place"                                                  # the kind of what is not made anew, but changed
+PLAIN = (bool, int, float, str, type(None))
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
+LOOKED_AT = 5000                                                       # steps of finished episodes, before the first checkpoint
 SPARSE = 0.5                                                           # a file of rows with fewer left in use is rewritten
 
 
@@ -56,6 +63,11 @@ def pack(state):
     return zlib.crc32(file.getbuffer()).to_bytes(4, "big") + file.getbuffer()
 
 
+def load(content):
+    """The dictionary in the bytes that `pack` made of it. Raises many things if they hold another."""
+    return torch.load(io.BytesIO(content[4:]), map_location="cpu", weights_only=True)
+
+
 def unpack(path):
     """What `pack` made of a dictionary. Raises ValueError, with one line, if the file is missing or damaged."""
     try:
@@ -66,62 +78,110 @@ def unpack(path):
     if len(content) < 4 or int.from_bytes(content[:4], "big") != zlib.crc32(content[4:]):
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     try:
-        return torch.load(io.BytesIO(content[4:]), map_location="cpu", weights_only=True)
+        return load(content)
     except Exception as error:                                         # it is whole, and still not ours
         raise ValueError(f"{path} is no checkpoint ({type(error).__name__})") from None
 
 
 # ---------------------------------------------------------------------- what things are made of
 
+class CannotResume(TypeError):
+    """Why a run could not be gone on with from a checkpoint, in one line."""
+
+
+class Unrepeatable(CannotResume):
+    """An environment's fault: nor could it from those that have been written."""
+
+
 def state_of(thing):
-    """All attributes of an agent or a buffer that change, as plain values. A kind that is unknown here raises TypeError, so
-    that nothing can be forgotten in silence."""
+    """All attributes of an agent or a buffer that change, in a form that `unpack` reads back. A kind that is unknown here raises
+    CannotResume, so that nothing can be forgotten in silence."""
     state = {}
-    for name, value in vars(thing).items():
-        if name in NOT_STATE or callable(value) and not isinstance(value, torch.nn.Module):
-            continue
+    for name, value in changing(thing).items():
         if isinstance(value, (torch.nn.Module, torch.optim.Optimizer)):
-            value = value.state_dict()
+            state[name] = IN_PLACE, value.state_dict()
         elif isinstance(value, np.random.Generator):
-            value = value.bit_generator.state
-        elif isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-        elif isinstance(value, np.generic):
-            value = value.item()
+            state[name] = IN_PLACE, value.bit_generator.state
         elif hasattr(value, "nodes"):                                  # a SumTree
-            value = torch.from_numpy(value.nodes)
-        elif isinstance(value, torch.nn.Parameter):
-            value = value.detach()
-        elif isinstance(value, list):                                  # a view would be saved with all that it is a view of
-            for x in value:
-                if type(x) not in (bool, int, float, torch.Tensor, type(None)):
-                    raise TypeError(f"{type(thing).__name__}.{name}: checkpoint.py does not know how to save a list of "
-                                    f"{type(x).__name__}")
-            value = [x.clone() if torch.is_tensor(x) else x for x in value]
-        elif not isinstance(value, (bool, int, float, torch.Tensor)):
-            raise TypeError(f"{type(thing).__name__}.{name}: checkpoint.py does not know how to save a {type(value).__name__}")
-        state[name] = value
+            state[name] = IN_PLACE, torch.from_numpy(value.nodes)
+        elif torch.is_tensor(value) and value.requires_grad:           # an optimizer knows this very tensor
+            state[name] = IN_PLACE, value.detach().clone()
+        else:
+            state[name] = encode(value, f"{type(thing).__name__}.{name}")
     return state
 
 
 def set_state(thing, state):
-    """Make an agent or a buffer what it was. Raises KeyError, RuntimeError or ValueError if it is another kind of thing."""
-    for name, now in vars(thing).items():
-        if name in NOT_STATE or callable(now) and not isinstance(now, torch.nn.Module):
-            continue
-        value = state[name]
-        if isinstance(now, (torch.nn.Module, torch.optim.Optimizer)):
-            now.load_state_dict(value)
+    """Make an agent or a buffer what it was. Raises KeyError, RuntimeError, TypeError or ValueError if it is another kind of
+    thing."""
+    here = changing(thing)
+    if missing := here.keys() - state.keys():
+        raise KeyError(missing)
+    for name, value in state.items():
+        now = here.get(name)
+        if type(value) is not tuple or value[0] != IN_PLACE:
+            setattr(thing, name, decode(value))
         elif isinstance(now, np.random.Generator):
-            now.bit_generator.state = value
-        elif isinstance(now, np.ndarray):
-            now[...] = value.numpy()
+            now.bit_generator.state = value[1]
         elif hasattr(now, "nodes"):
-            now.nodes[...] = value.numpy()
-        elif isinstance(now, torch.nn.Parameter):
-            now.data.copy_(value)
+            now.nodes[...] = value[1].numpy()
+        elif torch.is_tensor(now):
+            with torch.no_grad():
+                now.copy_(value[1])
         else:
-            setattr(thing, name, value)
+            now.load_state_dict(value[1])
+
+
+def checked_state_of(thing):
+    """`state_of`, and CannotResume for what could be written but not read again: a module may have a state of any kind."""
+    state = state_of(thing)
+    for name, value in state.items():
+        try:
+            load(pack({name: value}))
+        except Exception as error:
+            raise CannotResume(f"{type(thing).__name__}.{name} could not be read again ({type(error).__name__})") from None
+    return state
+
+
+def in_place(state):
+    """Names of what `set_state` changes and cannot make: it has to be there from the start."""
+    return {name for name, value in state.items() if type(value) is tuple and value[0] == IN_PLACE}
+
+
+def changing(thing):
+    """The attributes of an agent or a buffer that are its state, by name."""
+    apart = BUFFER_HAS if isinstance(thing, Buffer) else AGENT_HAS
+    return {name: value for name, value in vars(thing).items() if name not in apart and not isinstance(value, FUNCTIONS)}
+
+
+def encode(value, name):
+    """A plain value, an array, a tensor, or a list, tuple or dictionary of such, in which a tuple is always (kind, content)."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) in PLAIN:
+        return value
+    if type(value) is torch.Tensor and not value.requires_grad:
+        return value.clone()                                           # a view would be saved with all that it is a view of
+    if type(value) is np.ndarray:
+        with contextlib.suppress(TypeError, ValueError):               # of strings, objects or another byte order
+            return "array", torch.from_numpy(value.copy())
+    if type(value) is tuple:
+        return "tuple", [encode(x, name) for x in value]
+    if type(value) is list:
+        return [encode(x, name) for x in value]
+    if type(value) is dict and all(type(key) in PLAIN for key in value):
+        return {key: encode(x, name) for key, x in value.items()}
+    raise CannotResume(f"{name}: checkpoint.py does not know how to save a {type(value).__name__}")
+
+
+def decode(value):
+    """What `encode` was given."""
+    if type(value) is tuple:
+        kind, content = value
+        return content.numpy() if kind == "array" else tuple(decode(content))
+    if type(value) is list:
+        return [decode(x) for x in value]
+    return {key: decode(x) for key, x in value.items()} if type(value) is dict else value
 
 
 def random_state():
@@ -148,30 +208,73 @@ class Replayable(gym.Wrapper):
 
     def __init__(self, env):
         super().__init__(env)
-        self.began, self.actions = {}, []
+        self.began, self.actions, self.checksum, self.copy = {}, [], 0, None
+        self.finished = collections.deque(maxlen=30)                   # episodes, as `save` describes them
 
     def reset(self, *, seed=None, options=None):
-        self.began = {"seed": seed, "generator": self.unwrapped.np_random.bit_generator.state}
-        self.actions = []
-        return self.env.reset(seed=seed, options=options)
+        if self.actions:
+            self.finished.append(self.save())
+        self.began = {"seed": seed, "generator": self.generator()}
+        if self.copy:
+            with contextlib.suppress(Exception):
+                self.copy.close()
+        self.actions, self.copy = [], None
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.checksum = zlib.crc32(np.asarray(observation).tobytes())
+        return observation, info
 
     def step(self, action):
         self.actions.append(np.array(action))
-        return self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        numbers = np.append(np.asarray(reward, float), [terminated, truncated])
+        self.checksum = zlib.crc32(np.asarray(observation).tobytes() + numbers.tobytes(), self.checksum)
+        return observation, reward, terminated, truncated, info
+
+    def generator(self):
+        """The state of the environment's generator; None: it is of a kind of its own."""
+        bits = getattr(self.unwrapped.np_random, "bit_generator", None)
+        return bits and bits.state
+
+    def all_seen(self):
+        """A checksum of the episode's observations, rewards and ends, and of the generator that later ones will be drawn from."""
+        return zlib.crc32(repr(self.generator()).encode(), self.checksum)
 
     def save(self):
-        return {**self.began, "actions": torch.from_numpy(np.array(self.actions))}
+        return {**self.began, "actions": torch.from_numpy(np.array(self.actions)), "all_seen": self.all_seen()}
+
+    def begin(self, began):
+        """Begin an episode as another did. The robot of a PyBullet environment shares its generator: it is changed in place."""
+        if began["generator"]:
+            self.unwrapped.np_random.bit_generator.state = began["generator"]
+        self.reset(seed=began["seed"])
 
     def restore(self, saved):
-        """Play the episode again; returns the last observation.
-
-        The robot of a PyBullet environment shares its generator, so that is changed in place.
-        """
-        self.unwrapped.np_random.bit_generator.state = saved["generator"]
-        observation, _ = self.reset(seed=saved["seed"])
+        """Play the episode again. Returns whether it was the same to the bit."""
+        self.begin(saved)
         for action in saved["actions"]:
-            observation, *_ = self.step(action.numpy())
-        return observation
+            self.step(action.numpy())
+        return self.all_seen() == saved["all_seen"]
+
+    def repeats(self, make):
+        """Is the running episode the same to the bit in a new environment, from `make`? That is kept until the episode ends: a
+        long one is played no more than once."""
+        if self.copy is None:
+            self.copy = make()
+            self.copy.begin(self.began)
+        for action in self.actions[len(self.copy.actions):]:
+            self.copy.step(action)
+        return self.copy.all_seen() == self.all_seen()
+
+    def finished_repeat(self, make, steps):
+        """Are the finished episodes the same in another order? The newest first, until that many steps have been played."""
+        with contextlib.closing(make()) as other:
+            for episode in reversed(self.finished):
+                steps -= len(episode["actions"])
+                if steps < 0:
+                    break
+                if not other.restore(episode):
+                    return False
+        return True
 
 
 # ---------------------------------------------------------------------- checkpoints
@@ -192,6 +295,40 @@ class Checkpoints:
         self.written = np.zeros(rows, np.int64)                        # the step of the file that holds each row
         self.size = {}                                                 # rows in each such file
         self.files = []                                                # those that the newest checkpoint needs
+        self.possible, self.looks = True, 0                            # looks: how often `check_repeats` has been called
+
+    @contextlib.contextmanager
+    def if_possible(self):
+        """What raises CannotResume within it is said once: from then on there are no checkpoints, and the run goes on."""
+        try:
+            yield
+        except CannotResume as error:
+            self.possible = False
+            if isinstance(error, Unrepeatable):
+                self.remove()
+            more, less = ("more ", "") if self.steps() else ("", ", and cannot be resumed")
+            print(f"no {more}checkpoints: {error}; the run goes on without{less}", flush=True)
+
+    def check_repeats(self, envs, env_id):
+        """Raises Unrepeatable if an episode is not a function of its beginning and its actions.
+
+        envs: of make_vector_env. The first time all are looked at, then one at a time, in turn: they are of one kind, and it
+        takes time.
+        """
+        pairs, before = list(zip(envs.envs, envs.env_fns)), random_state()
+        try:
+            if self.looks:
+                env, make = pairs[self.looks % len(pairs)]
+                same = env.repeats(make)
+            else:
+                same = all(env.repeats(make) and env.finished_repeat(make, LOOKED_AT // len(pairs)) for env, make in pairs)
+            why = "observations or rewards differ"
+        except Exception as error:                                     # an environment's own code may raise anything
+            same, why = False, " ".join(f"{type(error).__name__}: {error}".split())
+        set_random_state(before)                                       # making an environment may have drawn from it
+        self.looks += 1
+        if not same:
+            raise Unrepeatable(f"an episode of {env_id} does not repeat itself when it is played again ({why})")
 
     def steps(self):
         """Of the checkpoints there are, the newest first."""

@@ -11,9 +11,13 @@ Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN
 with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. logger.py
 writes curves for TensorBoard and Weights & Biases.
 """
+import console
+
+if __name__ == "__main__":
+    console.begin()                                                    # first: the imports that follow take seconds
+
 import contextlib
 import math
-import os
 import random
 import shlex
 import sys
@@ -28,7 +32,19 @@ from tqdm import tqdm
 import data
 import export
 import video
-from checkpoint import UNREPEATABLE, Checkpoints, Stop, Stopped, keep_going, random_state, set_random_state, set_state, state_of
+from checkpoint import (
+    CannotResume,
+    Checkpoints,
+    Stop,
+    Stopped,
+    checked_state_of,
+    in_place,
+    keep_going,
+    random_state,
+    set_random_state,
+    set_state,
+    state_of,
+)
 from envs import Faulty, env_spec, make_env, make_vector_env
 from flags import HANDLING, check_actions, parse
 from logger import Logger
@@ -128,8 +144,7 @@ class Interaction:
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
-        states = [env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]
-        return np.array_equal(np.array(states), self.state)
+        return all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)])
 
 
 def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
@@ -157,14 +172,6 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
     """Act, step, add, train when the agent says so, evaluate. For an offline agent a step is an update: its episodes are added
     beforehand."""
     offline = envs is None
-    repeats = eval_env.unwrapped.spec.id not in UNREPEATABLE
-    if not repeats:
-        why = f"an episode of {run.env} depends on those before it, so a run cannot be resumed"
-        if run.resume and os.path.exists(results.path + ".csv"):
-            fail(f"--resume: {why}; --overwrite instead starts it anew")
-        print(f"no checkpoints: {why}", flush=True)
-    elif run.record:
-        print("no checkpoints: --record needs all of a run's episodes, so it cannot be resumed", flush=True)
     if offline:
         data.fill(buffer, episodes)
         results.info["data"] = data.summary(episodes)
@@ -208,13 +215,27 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
         if staleness:
             staleness.write()
 
+    if run.checkpoint_freq:
+        with checkpoints.if_possible():
+            if run.record:
+                raise CannotResume("--record needs all of a run's episodes")
+            checked_state_of(buffer)
+            made = in_place(checked_state_of(agent))
+
     def checkpoint():
-        state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
-                     buffer=state_of(buffer), random=random_state(), results=results.save(), models=models.save(),
-                     staleness=staleness and staleness.save(), logger=logger and logger.save(),
-                     interaction=None if offline else interaction.save())
-        with keep_going(f"the checkpoint of step {step:,}"):
-            checkpoints.save(step, state)
+        with checkpoints.if_possible():
+            if not offline:
+                checkpoints.check_repeats(envs, run.env)
+            state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
+                         buffer=state_of(buffer), random=random_state(), results=results.save(), models=models.save(),
+                         staleness=staleness and staleness.save(), logger=logger and logger.save(),
+                         interaction=None if offline else interaction.save())
+            if later := in_place(state["agent"]) - made:
+                raise CannotResume(f"{run.policy}.{min(later)} was not there at the start, so nothing can be loaded into it")
+            if {**asdict(run), **asdict(cfg)} != config:
+                raise CannotResume("the flags are not what they were at the start; what an agent changes, it should keep apart")
+            with keep_going(f"the checkpoint of step {step:,}"):
+                checkpoints.save(step, state)
 
     unit = "update" if offline else "step"
     first, begun = step, None                                          # begun: step and time of the first update
@@ -277,7 +298,7 @@ def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
                 bar.update(cfg.num_envs)
                 if due(run.eval_freq) or step >= cfg.max_timesteps:
                     evaluation()
-                keep = run.checkpoint_freq and repeats and not run.record and step < cfg.max_timesteps
+                keep = run.checkpoint_freq and checkpoints.possible and step < cfg.max_timesteps
                 if keep and (due(run.checkpoint_freq) or stop.signal):
                     checkpoint()
                 if stop.signal and step < cfg.max_timesteps:
@@ -369,6 +390,7 @@ def main(argv=None):
                 agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
+    console.something_to_keep()
     try:
         if run.test:
             test(run, agent, eval_env, spec, checkpoint)
@@ -383,7 +405,7 @@ def main(argv=None):
         sys.exit(1)
     except KeyboardInterrupt:
         kept = "" if run.test else ": evaluations so far are kept" + (", and the last model" if run.save_model else "")
-        print("\n" * sys.stderr.isatty() + "interrupted" + kept, file=sys.stderr)
+        console.say_interrupted(kept)
         sys.exit(130)
     finally:                                                           # also what an interrupted run has recorded
         if run.record:

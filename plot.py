@@ -22,6 +22,11 @@ picture (answers.png), a figure per question, and whether Delta-Q predicts the l
 
 The same results give the same files, to the byte.
 """
+import console
+
+if __name__ == "__main__":
+    console.begin()                                                    # first: the imports that follow take seconds
+
 import argparse
 import glob
 import importlib

@@ -30,6 +30,11 @@ process holds a lock on its RUN.log as long as it lives, and the next one waits 
 (NFS, and Lustre mounted with it). A main.py that is started by hand has a lock of its own, by which the sweep's is then
 refused. On Linux a process whose worker dies gets SIGTERM, so that it does not live on for long.
 """
+import console
+
+if __name__ == "__main__":
+    console.begin()                                                    # first: the imports that follow take seconds
+
 import argparse
 import collections
 import contextlib
@@ -239,17 +244,17 @@ def work(words, log, here, modules=""):
 
     modules: a folder where Python finds modules, too
     """
-    with open(log, "ab") as file:
+    with open(log, "ab", 0) as file:                                   # unbuffered: what a full disk has no room for is lost
         while True:
             try:                                                       # a lock of the file, not of this process: main.py inherits
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it, and keeps it if this worker dies
                 break
             except BlockingIOError:
                 time.sleep(1)
-        file.write(f"--- {time.strftime('%F %T')} on {platform.node()}: {shlex.join(words)}\n".encode())
-        file.flush()
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), modules]))
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        with contextlib.suppress(OSError):
+            file.write(f"--- {time.strftime('%F %T')} on {platform.node()}: {shlex.join(words)}\n".encode())
         # In a session of its own, so that a terminal's Ctrl-C is not a second signal
         process = subprocess.Popen([sys.executable, "-c", LEASH, *words], cwd=here, stdin=subprocess.DEVNULL, stdout=file,
                                    stderr=file, start_new_session=True, env=env)
@@ -458,8 +463,13 @@ def main(argv=None):
             keep(run)
     display, signal = Display(runs), None
     display.say(display.count())
-    if any(run.state == "waiting" for run in runs):
-        signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display, keep)
+    console.something_to_keep()                                        # Ray's processes go with this one, if it ends in order
+    try:
+        if any(run.state == "waiting" for run in runs):
+            signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display, keep)
+    except KeyboardInterrupt:                                          # while Ray starts, or a second one
+        console.say_interrupted(": go on with the same command")
+        sys.exit(130)
     display.say(f"{display.count()}; results are in {folder}")
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:

@@ -2,6 +2,7 @@
 
     RESUME_KILLS=20 pytest tests/test_checkpoint.py -k killed         (more of the random kills)
 """
+import contextlib
 import errno
 import importlib
 import itertools
@@ -32,7 +33,18 @@ import main
 import output
 import TD3
 import utils
-from checkpoint import UNREPEATABLE, Checkpoints, pack, random_state, set_random_state, set_state, state_of, unpack
+from checkpoint import (
+    CannotResume,
+    Checkpoints,
+    Replayable,
+    checked_state_of,
+    pack,
+    random_state,
+    set_random_state,
+    set_state,
+    state_of,
+    unpack,
+)
 
 KILLS = int(os.environ.get("RESUME_KILLS", 2))
 # A pendulum whose episodes are short: their ends come often, and a return differs with the least change of a weight
@@ -286,29 +298,122 @@ def test_an_episode_is_led_back_and_its_generator_too(env_id):
 
 
 class Leaky(gym.Env):
-    """Shows how often it has been reset, which no generator knows: an episode in it cannot be led back."""
+    """Nine steps, random observations, and something that a generator's state at a reset does not lead back to, by `kind`."""
     observation_space, action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32), gym.spaces.Box(-1, 1, (1,), np.float32)
-    resets = 0
+    made = 0
+
+    def __init__(self, kind):
+        self.kind, self.resets, self.lifetime, self.own = kind, 0, 0, random.Random(0)
+        Leaky.made += 1
+        if kind == "raises" and Leaky.made > 2:
+            raise RuntimeError("one licence,\ntwo copies")
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         self.resets, self.t = self.resets + 1, 0
-        return np.array([self.resets, 0], np.float32), {}
+        if self.kind == "global":
+            return np.random.normal(size=2).astype(np.float32), {}
+        if self.kind == "own":
+            return np.array([self.own.random(), 0], np.float32), {}
+        return np.array([self.resets * (self.kind == "resets"), self.np_random.random()], np.float32), {}
 
     def step(self, action):
-        self.t += 1
-        return np.array([self.resets, self.t], np.float32), float(action[0]), self.t == 9, False, {}
+        self.t, self.lifetime = self.t + 1, self.lifetime + 1
+        seen = self.np_random.random()
+        if self.kind == "seldom":                                      # a rare event changes later episodes, each in ten
+            self.resets += seen < 0.01
+            if self.t == 1 and seen < 0.1:
+                seen = self.resets
+        if self.kind == "draws":                                       # and shows nothing of it
+            self.np_random.random(self.resets)
+            seen = 0
+        reward = self.lifetime if self.kind == "lifetime" else float(action[0])
+        return np.array([self.t, seen], np.float32), reward, self.t == 9 + (self.kind == "length") * self.resets, False, {}
 
 
-gym.register("TestLeaky-v0", Leaky)
+LEAKY = ["resets", "own", "global", "lifetime", "length", "draws", "seldom", "raises"]
+for kind in LEAKY:
+    gym.register(f"TestLeaky-{kind}-v0", Leaky, kwargs=dict(kind=kind))
+gym.register("TestNormalized-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=13, additional_wrappers=(
+    gym.wrappers.NormalizeReward.wrapper_spec(gamma=0.99, epsilon=1e-8),))
+NO_CHECKPOINTS = r"no checkpoints: an episode of {} does not repeat itself when it is played again \({}\); the run goes on " \
+    r"without, and cannot be resumed\n"
 
 
-def test_an_environment_that_cannot_be_led_back_is_refused(tmp_path, capsys):
-    argv = flags("--policy TD3 --env TestLeaky-v0", tmp_path, **TINIER)
-    assert play(argv, main.Buffer, "add", 39).crashed
+@pytest.mark.parametrize("env", [*(f"TestLeaky-{kind}-v0" for kind in LEAKY), "TestNormalized-v0"])
+def test_an_environment_that_cannot_be_led_back_is_said_once(env, tmp_path, capsys):
+    """At the first checkpoint, which is not written, nor is any later one; the run is what it is without."""
+    small = dict(max_timesteps=400, eval_freq=400, eval_episodes=1, start_timesteps=400)
+    lines, why = [], "observations or rewards differ"
+    if "raises" in env:
+        why = f"ValueError: {env} cannot be made: one licence, two copies"
+    for freq in (120, 0):
+        Leaky.made = 0
+        argv = flags(f"--policy TD3 --env {env}", tmp_path / str(freq), checkpoint_freq=freq, **small)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoints, "save", None)
+            main.main(argv)
+        said = capsys.readouterr().out
+        assert len(re.findall(NO_CHECKPOINTS.format(env, why), said)) == said.count("checkpoint") == (freq > 0)
+        lines.append(outcome(path_of(argv))["csv"])
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("env,steps,same", [
+    ("HumanoidFlagrunHarderBulletEnv-v0", 500, False), ("HopperBulletEnv-v0", 150, True)])
+def test_a_robot_that_keeps_something_of_earlier_episodes_is_found_out(env, steps, same):
+    """Though most of its episodes show nothing of it."""
+    import pybullet_envs_gymnasium  # noqa: F401  (registers them)
+    envs, rng = main.make_vector_env(env, 1), np.random.default_rng(0)
+    envs.reset(seed=0)
+    for _ in range(steps):
+        envs.step(rng.uniform(-1, 1, envs.action_space.shape))
+    with contextlib.nullcontext() if same else pytest.raises(CannotResume):
+        Checkpoints("", None).check_repeats(envs, env)
+
+
+def test_checkpoints_from_which_another_run_would_follow_are_removed(tmp_path, capsys, monkeypatch):
+    """If an environment is found out only after some have been written."""
+    argv = flags("--policy TD3 --env TestSwing-v0", tmp_path)
+    crash_in(monkeypatch, Replayable, "repeats", 3, lambda env, _: env.__dict__.update(checksum=0))
+    assert play(argv, main.Buffer, "add", 30).crashed
+    assert "no checkpoints: an episode of TestSwing-v0" in capsys.readouterr().out
+    assert Checkpoints(path_of(argv), None).steps() == []
+
+
+def test_a_long_episode_is_played_no_more_than_once(monkeypatch):
+    """Looked at again and again, it costs the steps that are new."""
+    envs = main.make_vector_env("Pendulum-v1", 1)
+    envs.reset(seed=0)
+    env, steps = envs.envs[0], []
+    original = gym.envs.classic_control.PendulumEnv.step
+    monkeypatch.setattr(gym.envs.classic_control.PendulumEnv, "step", lambda *args: steps.append(1) or original(*args))
+    for k in range(1, 450):
+        envs.step(np.full((1, 1), 0.1, np.float32))
+        if k % 7 == 0:
+            assert env.repeats(envs.env_fns[0])
+    assert len(steps) <= 449 + 3 * 200
+
+
+def test_environments_are_looked_at_in_turn(tmp_path, monkeypatch):
+    """All before the first checkpoint, then one before each."""
+    argv = flags("--policy TD3 --env TestSwing-v0 --num_envs 3", tmp_path, max_timesteps=24, checkpoint_freq=3)
+    calls, order = crash_in(monkeypatch, Replayable, "repeats", 0), []
+    main.main(argv)
+    for env, _ in calls:
+        order += [env] if env not in order else []
+    assert [order.index(env) for env, _ in calls] == [0, 1, 2, 1, 2, 0, 1, 2, 0]
+
+
+def test_an_environment_that_leads_elsewhere_is_refused(tmp_path, capsys, monkeypatch):
+    """Should a checkpoint be there all the same, such as from another machine."""
+    argv = flags("--policy TD3 --env TestLeaky-lifetime-v0", tmp_path, **TINIER)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "check_repeats", lambda *_: None)
+        assert play(argv, main.Buffer, "add", 39).crashed
     before = files_of(tmp_path)
     code, error = stop_of([*argv, "--resume"], capsys)
-    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and "TestLeaky-v0" in error
+    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and "TestLeaky-lifetime-v0" in error
     assert files_of(tmp_path) == before
 
 
@@ -523,7 +628,8 @@ def flip_checksum(path):
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, flip_checksum, os.remove])
 def test_a_damaged_file(damage, interrupted, copy, capsys):
-    """Of the newest checkpoint: the one before it is used, in a line that says so. Of both: refused, in one line."""
+    """Of the newest checkpoint: the one before it is used, in a line that says so. Of both, such as older rows: refused, in one
+    line."""
     for name in interrupted.files:
         argv, folder = copy()
         damage(os.path.join(folder, name))
@@ -620,7 +726,7 @@ def less(rows):
 @pytest.mark.parametrize("kind,change", [
     ("state", lambda state: state.clear()), ("state", lambda state: state.pop("config")),
     ("state", lambda state: state["agent"].pop("updates")), ("state", lambda state: state.pop("random")),
-    ("state", lambda state: state["agent"]["critic"].update(more=torch.zeros(3))), ("rows", less)])
+    ("state", lambda state: state["agent"]["critic"][1].update(more=torch.zeros(3))), ("rows", less)])
 def test_checkpoints_of_another_program_are_refused(kind, change, copy, capsys):
     """Whole, with the right checksum, but of an older version, say."""
     argv, folder = copy()
@@ -684,29 +790,6 @@ def test_flags_that_may_change(change, interrupted, copy):
 
 
 # ---------------------------------------------------------------------- runs that cannot be gone on with
-
-def test_environments_that_do_not_repeat(tmp_path, capsys, monkeypatch):
-    """No checkpoint is promised that would lead elsewhere; the same command with --resume starts, but replaces nothing."""
-    import pybullet_envs_gymnasium  # noqa: F401  (registers them)
-    assert all(name in gym.registry for name in UNREPEATABLE)
-    env = "TestSwing-v0"
-    monkeypatch.setattr(main, "UNREPEATABLE", {env})
-    argv = flags(f"--policy TD3 --env {env} --max_timesteps 12 --eval_freq 6", tmp_path, checkpoint_freq=4)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        crash_in(patch, main.Buffer, "add", 10)
-        main.main([*argv, "--resume"])
-    assert "no checkpoints: an episode of " + env in capsys.readouterr().out
-    assert not os.path.exists(path_of(argv) + ".checkpoint")
-    with open(path_of(argv) + ".csv") as file:
-        before = file.read()
-    code, error = stop_of([*argv, "--resume"], capsys)
-    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and "--overwrite" in error
-    with open(path_of(argv) + ".csv") as file:
-        assert file.read() == before
-    main.main([*argv, "--overwrite"])
-    main.main([*argv, "--resume"])
-    assert "this run has finished" in capsys.readouterr().out
-
 
 @pytest.mark.parametrize("again", ["--resume", "--overwrite"])
 def test_no_two_processes_at_one_run(again, tmp_path, monkeypatch):
@@ -1119,28 +1202,106 @@ class Thing:
         self.value = value
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, "text", None, (1, 2), {1}, torch.Generator(), random.Random(0), object()])
-def test_an_unknown_kind_of_attribute_is_refused(value):
-    with pytest.raises(TypeError, match=r"Thing\.value: checkpoint\.py does not know how to save a \w+"):
-        state_of(Thing(value))
+class Unreadable(torch.nn.Linear):
+    """Has a state that only executing code could bring back."""
+
+    def get_extra_state(self):
+        return random.Random(0)
+
+    def set_extra_state(self, state):
+        pass
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, np.float64(1), np.zeros(2), object(), [object()]])
-def test_an_unknown_kind_in_a_list_is_refused(value):
-    with pytest.raises(TypeError, match=r"Thing\.value: checkpoint\.py does not know how to save a list of"):
-        state_of(Thing([1, value]))
+@pytest.mark.parametrize("value", [
+    {1}, torch.Generator(), random.Random(0), object(), 1j, b"", np.array(["text"]), np.array([None]), SPEC, Unreadable(2, 2),
+    SimpleNamespace(), type("Callable", (), {"__call__": print})(), itertools.count()])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [1, x], lambda x: (x,), lambda x: {"a": {"b": x}}])
+def test_an_unknown_kind_of_attribute_is_refused(value, wrap):
+    with pytest.raises(CannotResume, match=r"Thing\.value(: checkpoint\.py does not know how to save a \w+| could not be read)"):
+        checked_state_of(Thing(wrap(value)))
+
+
+@pytest.mark.parametrize("value", [
+    np.random.default_rng(0), torch.nn.Linear(2, 2), torch.nn.Parameter(torch.zeros(2)), torch.zeros(2, requires_grad=True)])
+def test_what_is_changed_in_place_is_no_part_of_a_list(value):
+    """It would be made anew, and who else knows it would keep the old one: an optimizer its weights, say."""
+    with pytest.raises(CannotResume, match=r"Thing\.value: checkpoint\.py does not know how to save a \w+"):
+        state_of(Thing([value]))
 
 
 @pytest.mark.parametrize("make", [
     lambda k: torch.nn.Linear(2, 2), lambda k: np.random.default_rng(k), lambda k: np.full(3, k), lambda k: np.float64(k + 0.1),
     lambda k: torch.nn.Parameter(torch.full((2,), float(k))), lambda k: [None, torch.full((2,), k), 1.5], lambda k: k,
-    lambda k: k + 0.1, lambda k: bool(k), lambda k: torch.full((2,), k), lambda k: filled_tree(k)])
+    lambda k: k + 0.1, lambda k: bool(k), lambda k: torch.full((2,), k), lambda k: filled_tree(k), lambda k: "text" * k,
+    lambda k: [None, 1, "two", (3.0, True)][k], lambda k: {"a": k, 1: (k, "b"), None: {}, 0.5: [np.arange(k + 1)]},
+    lambda k: ("array", k), lambda k: ("tuple", ("in place", [k])), lambda k: [np.arange(3), np.float32(k)],
+    lambda k: torch.full((2,), float(k), requires_grad=True), lambda k: np.zeros(k + 1, bool)])
 def test_a_known_kind_comes_back(make, tmp_path):
     torch.manual_seed(0)
     one, other = Thing(make(0)), Thing(make(1))
-    (tmp_path / "file").write_bytes(pack(state_of(one)))
+    (tmp_path / "file").write_bytes(pack(checked_state_of(one)))
     set_state(other, unpack(tmp_path / "file"))
     assert differences(state_of(one), state_of(other)) == []
+    assert type(one.value) is type(other.value) or isinstance(one.value, np.generic)
+
+
+def test_a_tensor_that_an_optimizer_knows_stays_the_same():
+    thing, other = (Thing(torch.full((1,), k, requires_grad=True)) for k in (1.0, 2.0))
+    optimizer = torch.optim.SGD([thing.value], lr=1.0)
+    set_state(thing, state_of(other))
+    thing.value.sum().backward()
+    optimizer.step()
+    assert thing.value.item() == 1.0
+
+
+def test_an_attribute_that_comes_later_comes_back():
+    now, later = Thing(None), Thing(np.arange(3))
+    later.more = {"a": (1, 2)}
+    set_state(now, state_of(later))
+    assert now.value.tolist() == [0, 1, 2] and now.more == {"a": (1, 2)}
+
+
+@pytest.mark.parametrize("name,start,later,says", [
+    ("notes", "text", {"a": (1, None)}, None), ("hidden", 0, 5, None), ("rows", [], [1], None),
+    ("notes", {1}, {1}, "no checkpoints: TD3.notes: checkpoint.py does not know how to save a set; the run goes on without, "
+     "and cannot be resumed"),
+    ("notes", None, {1},
+     "no more checkpoints: TD3.notes: checkpoint.py does not know how to save a set; the run goes on without"),
+    ("notes", None, torch.nn.Linear(2, 2),
+     "no more checkpoints: TD3.notes was not there at the start, so nothing can be loaded into it; the run goes on without"),
+])
+def test_an_attribute_of_ones_own(name, start, later, says, tmp_path, capsys, monkeypatch):
+    """It comes back, whatever its name, or it is said, at step 0 if it is there, and the run goes on without checkpoints."""
+    create, train = TD3.TD3.__init__, TD3.TD3.train
+
+    def created(agent, *args):
+        create(agent, *args)
+        setattr(agent, name, start)
+
+    def trained(agent, buffer):
+        if agent.updates == 5:
+            setattr(agent, name, later)
+        return train(agent, buffer)
+    monkeypatch.setattr(TD3.TD3, "__init__", created)
+    monkeypatch.setattr(TD3.TD3, "train", trained)
+    argv = flags("--policy TD3 --env TestSwing-v0", tmp_path)
+    if says is None:
+        assert play(argv, main.Buffer, "add", 60).crashed
+        again = play([*argv, "--resume"])
+        assert again.state()["agent"][name] == state_of(Thing(later))["value"]
+        return
+    main.main(argv)
+    out = capsys.readouterr().out.splitlines()
+    assert out.count(says) == 1 and sum("checkpoints" in line for line in out) == 1 and output.finished(path_of(argv))
+    assert "more" in says or out.index(says) < next(k for k, line in enumerate(out) if line.startswith("step 0"))
+
+
+def test_flags_that_an_agent_changes(tmp_path, capsys, monkeypatch):
+    """They are not part of a checkpoint."""
+    train = TD3.TD3.train
+    monkeypatch.setattr(TD3.TD3, "train", lambda agent, buffer: setattr(agent.cfg, "tau", 0.5) or train(agent, buffer))
+    main.main(flags("--policy TD3 --env TestSwing-v0", tmp_path))
+    assert "checkpoints: the flags are not what they were at the start" in capsys.readouterr().out
 
 
 def filled_tree(k):

@@ -1,0 +1,64 @@
+"""What a program says, and how it is told to stop: no failing print ends a run, and Ctrl-C is one line at any time.
+
+It imports nothing that takes time, so that a script can call `begin` before the imports that do.
+"""
+import contextlib
+import functools
+import os
+import signal
+import sys
+
+FAILURES = (OSError, ValueError, RuntimeError)                         # of a stream; closed; written to in a signal's handler
+
+
+class Unfailing:
+    """A text stream that may lose what is written to it (a full disk, a pipe that is closed), and never raises."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(*FAILURES):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(*FAILURES):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def begin():
+    """What a script does first. All that is printed goes through sys.stdout and sys.stderr, warnings and bars included."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:                                                # closed: else the next file to be opened takes its place
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name) or open(os.devnull, "w" if number else "r")
+        if number:
+            stream.reconfigure(errors="backslashreplace")              # a letter that the terminal does not know
+            stream = Unfailing(stream)
+        setattr(sys, name, stream)
+    signal.signal(signal.SIGINT, functools.partial(stop_at_once, os.dup(2)))
+
+
+def stop_at_once(stderr, number, frame):
+    """Ctrl-C while there is nothing to keep. It is no exception, which whoever imports or makes things could catch."""
+    os.dup2(stderr, 2)                                                 # envs.quiet may have turned it off
+    say_interrupted()
+    sys.stdout.flush()
+    os._exit(128 + number)
+
+
+def say_interrupted(more=""):
+    """The one line after a Ctrl-C; on a terminal it begins beside a ^C or a bar."""
+    print("\n" * sys.stderr.isatty() + "interrupted" + more, file=sys.stderr, flush=True)
+
+
+def something_to_keep():
+    """From here on Ctrl-C is Python's KeyboardInterrupt again, if `begin` had changed that."""
+    if getattr(signal.getsignal(signal.SIGINT), "func", None) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
