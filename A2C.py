@@ -29,25 +29,27 @@ from networks import MLP, adam, begin_near_zero, distribution, gae, optimize, to
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Rollouts
     num_envs: int = flag(8, "environments stepped together, each a stream of the rollout")
     rollout_steps: int = flag(16, "steps per environment between updates")
+    # Learning
     lr: float = flag(7e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     gae_lambda: float = flag(0.9, "lambda of generalised advantage estimation", high=1)
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     max_grad_norm: float = flag(0.5, "bound of each network's gradient norm")
+    # Exploration: a standard deviation of 0.6 at the start, of actions in [-1, 1]
     init_log_std: float = flag(-0.5, "initial log standard deviation of the Gaussian policy", low=-10)
+    # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(1_000_000, "steps in the environment, over all num_envs")
-
-
-# What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len="full", hidden_init="stored")
-DISCRETE = True
-UNUSED = {"stored_precision": "its buffer is a rollout",
-          "hidden_refresh": "a rollout is forgotten after its one update, nothing is left to write states into"}
+    # What --recurrent changes
+    recurrent_defaults = dict(seq_len="full", hidden_init="stored")
+    # Flags of memory that could do nothing here, and why
+    unused = {"stored_precision": "its buffer is a rollout",
+              "hidden_refresh": "a rollout is forgotten after its one update, nothing is left to write states into"}
 
 
 class Actor(nn.Module):
@@ -77,6 +79,8 @@ class Critic(nn.Module):
 
 
 class A2C(Agent):
+    HyperParameters = HyperParameters
+    discrete = True
     numbers = ("return_scale",)
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):

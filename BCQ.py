@@ -35,28 +35,29 @@ from networks import MLP, adam, optimize, soft_update
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Data
     dataset: str = flag("", "name of the data set to train from, as Minari lists it; --record makes one")
     batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
+    # Learning. Discount and rate are TD3's
     lr: float = flag(6e-4, "learning rate of generative model, perturbation and critic")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target networks follow", high=1)
+    # Generative model and perturbation
     kl_weight: float = flag(0.5, "weight of the latents' divergence from a standard normal, beside the error of the actions")
     phi: float = flag(0.05, "the most that the perturbation can add to an action", high=1)
     min_weight: float = flag(0.75, "weight of the smaller twin in the target, the larger has the rest (lambda)", high=1)
     target_candidates: int = flag(10, "actions generated for each next state in the target")
     act_candidates: int = flag(100, "actions generated for each state when acting")
+    # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(100_000, "updates")
     num_envs = 1                                                       # no flag: a data set is one stream of episodes
-
-
-# What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32)
-DISCRETE = False
-OFFLINE = True
-NOT_STORED = "a data set holds no hidden states, windows start from zero; --burn_in warms them up"
-UNUSED = {"hidden_init": NOT_STORED, "hidden_refresh": NOT_STORED, "stored_precision": NOT_STORED, "critic_hidden": NOT_STORED}
+    # What --recurrent changes
+    recurrent_defaults = dict(seq_len=32)
+    # Flags of memory that could do nothing here, and why
+    unused = dict.fromkeys(("hidden_init", "hidden_refresh", "stored_precision", "critic_hidden"),
+                           "a data set holds no hidden states, windows start from zero; --burn_in warms them up")
 
 
 class Actor(nn.Module):
@@ -106,6 +107,7 @@ class Critic(nn.Module):
 
 
 class BCQ(Agent):
+    HyperParameters = HyperParameters
     offline = True
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):

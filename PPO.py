@@ -27,10 +27,12 @@ from networks import MLP, adam, begin_near_zero, distribution, gae, optimize, to
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Rollouts
     num_envs: int = flag(8, "environments stepped together, each a stream of the rollout")
     rollout_steps: int = flag(256, "steps per environment between updates")
     epochs: int = flag(10, "passes over each rollout")
     batch_size: int = flag(256, "steps per minibatch")
+    # Learning
     lr: float = flag(3e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
@@ -38,16 +40,16 @@ class HyperParameters(MemoryFlags):
     clip: float = flag(0.2, "bound of the probability ratio's distance from 1")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     max_grad_norm: float = flag(0.5, "bound of each network's gradient norm")
+    # Exploration: a standard deviation of 0.6 at the start, of actions in [-1, 1]
     init_log_std: float = flag(-0.5, "initial log standard deviation of the Gaussian policy", low=-10)
+    # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(1_000_000, "steps in the environment, over all num_envs")
-
-
-# What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored")
-DISCRETE = True
-UNUSED = {"stored_precision": "its buffer is a rollout, and old log-probabilities must be those of the states acted from"}
+    # What --recurrent changes
+    recurrent_defaults = dict(seq_len=32, hidden_init="stored")
+    # Flags of memory that could do nothing here, and why
+    unused = {"stored_precision": "its buffer is a rollout, and old log-probabilities must be those of the states acted from"}
 
 
 class Actor(nn.Module):
@@ -77,6 +79,8 @@ class Critic(nn.Module):
 
 
 class PPO(Agent):
+    HyperParameters = HyperParameters
+    discrete = True
     numbers = ("return_scale",)
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):

@@ -34,51 +34,55 @@ from utils import PrioritisedBuffer
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Exploration
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(1_000, "steps of random actions before training", low=0)
     expl_rate: float = flag(0.05, "rate of random actions that exploration falls to", high=1)
     expl_timesteps: int = flag(10_000, "steps over which it falls there from 1")
+    # Replay
     batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
     replay_ratio: float = flag(64, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
+    # Learning
     lr: float = flag(1e-3, "learning rate")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     n_steps: int = flag(1, "rewards in a return before it bootstraps")
     target_freq: int = flag(200, "updates between copies to the target network")
     rescale: bool = flag(True, "learn a squashed value, h(x) = sign(x) (sqrt(|x| + 1) - 1) + 0.001 x")
+    # Priorities
     priority_exponent: float = flag(0.9, "how much priorities count; 0: windows are drawn uniformly", high=1)
     priority_max: float = flag(0.9, "a window's priority: this share of its largest error, the rest of its mean error", high=1)
     importance_exponent: float = flag(0.6, "how much of the priorities' bias is corrected in the loss", high=1)
+    # Networks, and the length of the run
     hidden_size: int = flag(128, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(100_000, "steps in the environment, over all num_envs")
+    # What --recurrent changes
+    recurrent_defaults = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
+    # Flags of memory that could do nothing here, and why
+    unused = {"critic_hidden": "its one network has one memory"}
 
-
-# What changes where the network is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
-DISCRETE, CONTINUOUS = True, False
-UNUSED = {"critic_hidden": "its one network has one memory"}
-
-
-def check(config):
-    """Combinations of flags that make no sense here. Raises ValueError."""
-    actor_has_memory, critic_has_memory = config["recurrent_actor"], config["recurrent_critic"]
-    if actor_has_memory != critic_has_memory:
-        raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
-    if config["n_steps"] > 1 and not critic_has_memory:
-        raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, so returns are one-step ones; "
-                         "leave it out")
-    if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
-        raise ValueError(f"--n_steps {config['n_steps']} with --seq_len {config['seq_len']}: a window holds no such return; "
-                         f"add --n_steps {config['seq_len']} or a smaller one, or choose a larger --seq_len")
-    if config["test"]:                                                 # a saved model's flags, which draw no windows any more
-        return
-    for name in ("priority_max", "importance_exponent"):
-        if config["priority_exponent"] == 0 and config[name] != getattr(HyperParameters, name):
-            raise ValueError(f"--{name} is of no use with --priority_exponent 0, which draws windows uniformly; leave it out")
-    if config["priority_max"] != HyperParameters.priority_max and config["seq_len"] == 1:
-        raise ValueError("--priority_max is of no use where a window is one step, with one error; leave it out")
+    @classmethod
+    def check(cls, config, given):
+        """As MemoryFlags.check."""
+        super().check(config, given)
+        actor_has_memory, critic_has_memory = config["recurrent_actor"], config["recurrent_critic"]
+        if actor_has_memory != critic_has_memory:
+            raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
+        if config["n_steps"] > 1 and not critic_has_memory:
+            raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, so returns are one-step "
+                             "ones; leave it out")
+        if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
+            raise ValueError(f"--n_steps {config['n_steps']} with --seq_len {config['seq_len']}: a window holds no such return; "
+                             f"add --n_steps {config['seq_len']} or a smaller one, or choose a larger --seq_len")
+        if config["test"]:                                                 # a saved model's flags, which draw no windows any more
+            return
+        for name in ("priority_max", "importance_exponent"):
+            if config["priority_exponent"] == 0 and config[name] != vars(cls)[name]:
+                raise ValueError(f"--{name} is of no use with --priority_exponent 0, which draws windows uniformly; leave it out")
+        if config["priority_max"] != cls.priority_max and config["seq_len"] == 1:
+            raise ValueError("--priority_max is of no use where a window is one step, with one error; leave it out")
 
 
 class QNetwork(nn.Module):
@@ -108,6 +112,7 @@ def unsquash(y, epsilon=1e-3):
 
 
 class R2D1(Agent):
+    HyperParameters = HyperParameters
     discrete, continuous = True, False
     buffer_class = PrioritisedBuffer
 

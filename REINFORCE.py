@@ -25,37 +25,40 @@ from networks import MLP, adam, begin_near_zero, distribution, optimize, to_arra
 
 @dataclass
 class HyperParameters(MemoryFlags):
+    # Episodes of an update
     batch_size: int = flag(2000, "steps per update, at least: it waits for the end of the episode in which they are reached")
     baseline: bool = flag(True, "subtract a learned value of the state from the return")
     memory_size: int = flag(100_000, "steps kept at least: the oldest of a longer batch of episodes are lost")
+    # Learning
     lr: float = flag(1e-3, "learning rate of actor and baseline")
     lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     max_grad_norm: float = flag(0.5, "bound of each network's gradient norm")
+    # Exploration: a standard deviation of 0.6 at the start, of actions in [-1, 1]
     init_log_std: float = flag(-0.5, "initial log standard deviation of the Gaussian policy", low=-10)
+    # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(1_000_000, "steps in the environment")
     num_envs = 1                                                       # no flag: episodes of one environment, end to end
+    # What --recurrent changes
+    recurrent_defaults = dict(seq_len="full")
+    # Flags of memory that could do nothing here, and why
+    unused = {"hidden_refresh": "episodes are forgotten after their one update, nothing is left to write states into",
+              "stored_precision": "its buffer is a few episodes"}
 
-
-# What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len="full")
-DISCRETE = True
-UNUSED = {"hidden_refresh": "episodes are forgotten after their one update, nothing is left to write states into",
-          "stored_precision": "its buffer is a few episodes"}
-
-
-def check(config):
-    """Combinations of flags that make no sense here. Raises ValueError."""
-    critic_has_memory, baseline = config["recurrent_critic"], config["baseline"]
-    if critic_has_memory and not baseline:
-        raise ValueError("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, "
-                         "or drop --recurrent_critic")
-    if config["batch_size"] > config["memory_size"]:
-        raise ValueError(f"--batch_size {config['batch_size']} is more than --memory_size {config['memory_size']}: "
-                         "no update would come; choose a larger --memory_size")
+    @classmethod
+    def check(cls, config, given):
+        """As MemoryFlags.check."""
+        super().check(config, given)
+        critic_has_memory, baseline = config["recurrent_critic"], config["baseline"]
+        if critic_has_memory and not baseline:
+            raise ValueError("--recurrent_critic needs the baseline; without it there is no critic: add --baseline, "
+                             "or drop --recurrent_critic")
+        if config["batch_size"] > config["memory_size"]:
+            raise ValueError(f"--batch_size {config['batch_size']} is more than --memory_size {config['memory_size']}: "
+                             "no update would come; choose a larger --memory_size")
 
 
 class Actor(nn.Module):
@@ -101,6 +104,8 @@ def returns_to_go(reward, end, value_after, discount):
 
 
 class REINFORCE(Agent):
+    HyperParameters = HyperParameters
+    discrete = True
     numbers = ("return_scale",)
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):

@@ -48,11 +48,8 @@ class HyperParameters(MemoryFlags):
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
     max_timesteps: int = flag(300_000, "steps in the environment, over all num_envs")
-
-
-# What changes where actor or critic is recurrent
-RECURRENT_DEFAULTS = dict(seq_len=32)
-DISCRETE = False
+    # What --recurrent changes
+    recurrent_defaults = dict(seq_len=32)
 
 
 class Actor(nn.Module):
@@ -93,6 +90,7 @@ class Critic(nn.Module):
 
 
 class SAC(Agent):
+    HyperParameters = HyperParameters
     numbers = ("log_alpha",)
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):

@@ -1,9 +1,10 @@
 """What an agent is, whatever its algorithm: its flags of memory, its interface, and the bookkeeping of memories.
 
 An algorithm's file extends two classes: MemoryFlags by its hyper-parameters, Agent by its networks and its update. What is
-written here is not the algorithm.
+written here is not the algorithm, and the same for all of them.
 """
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,45 @@ class MemoryFlags:
         "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
     critic_hidden: Literal["own", "actor", "zero"] = flag(
         "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
+    recurrent_defaults = {}                 # what --recurrent changes of an algorithm's defaults
+    unused = {}                             # flags of memory that could do nothing in an algorithm, and why
+
+    @classmethod
+    def check(cls, config, given):
+        """Refuse combinations of flags that make no sense.
+
+        Args:
+            config: all flags of a run, name to value; given: those that the user gave
+        Raises:
+            ValueError: one line that says what is wrong and what would be right
+        """
+        def refuse(condition, why):
+            if condition:
+                raise ValueError(why)
+        defaults = {f.name: f.default for f in fields(MemoryFlags)}
+        actor, critic = config["recurrent_actor"], config["recurrent_critic"]
+        seq_len, start = config["seq_len"], config["hidden_init"]
+        for name in defaults:
+            refuse(name in given and not (actor or critic) and not name.startswith("recurrent_"),
+                   f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
+        for name, why in cls.unused.items():
+            refuse(config[name] != defaults[name],
+                   f"--{name if config[name] is True else f'{name} {config[name]}'} is of no use to {config['policy']}: {why}")
+        refuse(config["burn_in"] and seq_len == "full",
+               f"--burn_in {config['burn_in']} with --seq_len full: such windows are not burned in; add --burn_in 0, or "
+               "--seq_len with a number of steps")
+        refuse(config["burn_in"] and start == "stored" and seq_len != "full" and seq_len >= config.get("rollout_steps", math.inf),
+               f"--burn_in with --seq_len {seq_len}: a window is all of a rollout of {config.get('rollout_steps')} steps, and "
+               "the stored state at its start is used as it is; choose a smaller --seq_len")
+        refuse(config["critic_hidden"] != "own" and not critic,
+               f"--critic_hidden {config['critic_hidden']} needs a recurrent critic; add --recurrent_critic")
+        refuse(config["critic_hidden"] == "actor" and not actor,
+               "--critic_hidden actor needs a recurrent actor to take it from; add --recurrent_actor")
+        refuse(config["critic_hidden"] != "own" and start == "zero",
+               f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
+        for name in ("stored_precision", "hidden_refresh"):
+            refuse(config[name] != defaults[name] and start == "zero",
+                   f"--{name} needs --hidden_init stored; with zero no stored state is ever read")
 
 
 class Agent:
@@ -56,6 +96,7 @@ class Agent:
 
     A subclass writes `choose` and `train`, and changes what differs of the rest.
     """
+    HyperParameters = MemoryFlags           # its flags
     discrete, continuous = False, True      # which actions it can take
     offline = False                         # True: it learns from recorded episodes and never acts while training
     buffer_class = Buffer

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import torch
 
 import export
-from agent import MemoryFlags, flag
+from agent import flag
 from cores import make_core
 from utils import Parser, fail, optional
 
@@ -136,7 +136,7 @@ def check_saved(config):
     if len(str(config)) > 10_000:
         raise ValueError("its flags are more than 10,000 characters")
     known, anything = {}, flag(None, "", low=-sys.float_info.max)
-    for cls in (RunFlags, importlib.import_module(config["policy"]).HyperParameters):
+    for cls in (RunFlags, load_policy(config["policy"]).HyperParameters):
         hints = typing.get_type_hints(cls)
         known |= {f.name: (hints[f.name], f) for f in fields(cls)}
     for name, value in config.items():
@@ -157,11 +157,11 @@ def check_saved(config):
 
 
 def load_policy(name):
-    """The module of an algorithm. Exits with 2 if there is none of that name."""
+    """The class of an algorithm's agents. Exits with 2 if there is none of that name."""
     if name not in POLICIES:
         near = difflib.get_close_matches(name.upper(), POLICIES, 1)
         fail(f"unknown policy '{name}'; " + (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(POLICIES)}")
-    return importlib.import_module(name)
+    return vars(importlib.import_module(name))[name]
 
 
 def defaults_of(cls):
@@ -169,7 +169,7 @@ def defaults_of(cls):
 
 
 def parse(argv):
-    """Command line -> run flags, hyper-parameters, the algorithm's module, and the flags that the user gave."""
+    """Command line -> run flags, hyper-parameters, the class of its agent, and the flags that the user gave."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--policy", default="TD3")
     first.add_argument("--load_model", default="")
@@ -186,22 +186,23 @@ def parse(argv):
     if early.test:                                                     # test as it was trained, unless told otherwise
         saved = checkpoint["config"]
         early.policy = str(saved.get("policy"))
-    module = load_policy(early.policy)
+    algorithm = load_policy(early.policy)
 
-    parser = Parser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=sys.modules[algorithm.__module__].__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS,
                         help="recurrent actor and critic; changes the defaults of " +
-                             ", ".join(f"{k} to {v}" for k, v in module.RECURRENT_DEFAULTS.items()))
+                             ", ".join(f"{k} to {v}" for k, v in algorithm.HyperParameters.recurrent_defaults.items()))
     add_flags(parser.add_argument_group("run"), RunFlags, defaults_of(RunFlags))
-    add_flags(parser.add_argument_group(module.__name__), module.HyperParameters, defaults_of(module.HyperParameters))
+    add_flags(parser.add_argument_group(algorithm.__name__), algorithm.HyperParameters, defaults_of(algorithm.HyperParameters))
     given, unknown = parser.parse_known_args(argv)
     given = vars(given)
     for word in unknown:
         name = word.lstrip("-").split("=")[0]
-        owners = [p for p in POLICIES if name.removeprefix("no-") in defaults_of(importlib.import_module(p).HyperParameters)]
-        if owners and module.__name__ not in owners:
-            fail(f"--{name} is a flag of {' and '.join(owners)}, {module.__name__} does not use it")
-        flags = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters), "recurrent": None}
+        owners = [p for p in POLICIES if name.removeprefix("no-") in defaults_of(load_policy(p).HyperParameters)]
+        if owners and algorithm.__name__ not in owners:
+            fail(f"--{name} is a flag of {' and '.join(owners)}, {algorithm.__name__} does not use it")
+        flags = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters), "recurrent": None}
         near = [flag for flag in flags if name.replace("-", "_") in ELSEWHERE.get(flag, "").split()] or \
             difflib.get_close_matches(name, [*flags, *(f"no-{k}" for k, v in flags.items() if isinstance(v, bool))], 1)
         fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags" if
@@ -213,7 +214,7 @@ def parse(argv):
     if given.get("policy", early.policy) != early.policy:
         fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 
-    config = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
+    config = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in {*HANDLING, "load_model"}}
     words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
@@ -223,14 +224,14 @@ def parse(argv):
     for name in ("recurrent_actor", "recurrent_critic"):
         config[name] = given.get(name, config[name])
     if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
-        config.update(module.RECURRENT_DEFAULTS)
+        config.update(algorithm.HyperParameters.recurrent_defaults)
     config.update(given)
-    check(config, given, module)
+    check(config, given, algorithm)
     if checkpoint:
         check_size(config, given, early.load_model)
     run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
-    cfg = module.HyperParameters(**{f.name: config[f.name] for f in fields(module.HyperParameters)})
-    return run, cfg, module, checkpoint
+    cfg = algorithm.HyperParameters(**{f.name: config[f.name] for f in fields(algorithm.HyperParameters)})
+    return run, cfg, algorithm, checkpoint
 
 
 def check_size(config, given, path):
@@ -256,18 +257,13 @@ def check_size(config, given, path):
              f"take {least:,} at least: it holds another architecture; give the flags it was trained with")
 
 
-def check(config, given, module):
+def check(config, given, algorithm):
     """Combinations of flags that make no sense. Exits with 2 and one line."""
-    actor, critic = config["recurrent_actor"], config["recurrent_critic"]
-    if not (actor or critic):
-        for name in defaults_of(MemoryFlags):
-            if name in given and not name.startswith("recurrent_"):
-                fail(f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
-    for name, why in getattr(module, "UNUSED", {}).items():
-        if config[name] != defaults_of(MemoryFlags)[name]:
-            given_as = name if config[name] is True else f"{name} {config[name]}"
-            fail(f"--{given_as} is of no use to {module.__name__}: {why}")
-    offline = getattr(module, "OFFLINE", False)
+    try:
+        algorithm.HyperParameters.check(config, given)
+    except ValueError as error:
+        fail(str(error))
+    offline = algorithm.offline
     if config["resume"]:
         for name in ("overwrite", "test", "record"):
             if config[name]:
@@ -294,7 +290,7 @@ def check(config, given, module):
     if config["explore"] and not config["test"]:
         fail("--explore is for --test; training explores anyway")
     if config["explore"] and offline:
-        fail(f"--explore: {module.__name__} has no exploration; leave it out")
+        fail(f"--explore: {algorithm.__name__} has no exploration; leave it out")
     if given.get("dataset") and config["test"]:
         fail("--dataset is trained from, and --test trains nothing; drop one of the two")
     if "record" in given and not config["record"]:
@@ -303,33 +299,12 @@ def check(config, given, module):
         fail("--checkpoint_freq is of no use with --record: a run that records cannot be resumed; leave it out")
     if config["record"] and not config["test"]:
         if offline:
-            fail(f"--record: {module.__name__} trains without stepping the environment; record a saved model, with --test")
+            fail(f"--record: {algorithm.__name__} trains without stepping the environment; record a saved model, with --test")
         if config.get("num_envs", 1) > 1:
             fail(f"--record writes one stream of episodes, and there are {config['num_envs']} environments; add --num_envs 1")
-    try:
-        getattr(module, "check", dict)(config)                         # the algorithm's own
-    except ValueError as error:
-        fail(str(error))
-    if config["burn_in"] and config["hidden_init"] == "stored" and config["seq_len"] != "full" and \
-            config["seq_len"] >= config.get("rollout_steps", math.inf):
-        fail(f"--burn_in with --seq_len {config['seq_len']}: a window is all of a rollout of {config['rollout_steps']} steps, "
-             "and the stored state at its start is used as it is; choose a smaller --seq_len")
-    if config["seq_len"] == "full" and config["burn_in"]:
-        fail(f"--burn_in {config['burn_in']} with --seq_len full: such windows are not burned in; add --burn_in 0, or --seq_len "
-             "with a number of steps")
-    if config["critic_hidden"] != "own" and not critic:
-        fail(f"--critic_hidden {config['critic_hidden']} needs a recurrent critic; add --recurrent_critic")
-    if config["critic_hidden"] == "actor" and not actor:
-        fail("--critic_hidden actor needs a recurrent actor to take it from; add --recurrent_actor")
-    if config["critic_hidden"] != "own" and config["hidden_init"] == "zero":
-        fail(f"--critic_hidden {config['critic_hidden']} needs --hidden_init stored; with zero every window starts from zero")
-    if config["stored_precision"] != "float32" and config["hidden_init"] == "zero":
-        fail("--stored_precision needs --hidden_init stored; with zero no stored state is ever read")
-    if config["staleness"] and not critic:
+    if config["staleness"] and not config["recurrent_critic"]:
         fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
              (" and --baseline" if not config.get("baseline", True) else ""))
-    if config["hidden_refresh"] and config["hidden_init"] == "zero":
-        fail("--hidden_refresh needs --hidden_init stored; with zero no stored state is ever read")
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
         if config.get(name) == 0:
             fail(f"--{name} 0 learns nothing; give a positive number")
@@ -349,8 +324,8 @@ def check(config, given, module):
 def check_actions(run, cfg, discrete):
     """Can the algorithm act in the environment? Exits with 2 and one line if not. discrete: are its actions?"""
     def able(policy):
-        module = load_policy(policy)
-        return module.DISCRETE if discrete else getattr(module, "CONTINUOUS", True)
+        algorithm = load_policy(policy)
+        return algorithm.discrete if discrete else algorithm.continuous
     if not able(run.policy):
         needs, has = ("continuous", "discrete") if discrete else ("discrete", "continuous")
         fail(f"{run.policy} needs {needs} actions and {run.env} has {has} ones; use --policy "

@@ -147,7 +147,7 @@ class Interaction:
         return all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)])
 
 
-def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
+def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     """Make the buffer and the results' files, and run the loop. An offline agent gets recorded episodes and no environments."""
     size = data.rows(episodes) if envs is None else agent.buffer_size()
     kind = agent.buffer_class
@@ -159,7 +159,7 @@ def train(run, cfg, module, agent, envs, eval_env, spec, episodes=None):
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
-    results = Results(run, cfg, module)
+    results = Results(run, cfg, algorithm)
     with alone(results.path, PATIENCE if run.resume else 0):
         if run.resume and finished(results.path):
             Checkpoints(results.path, None).remove()                   # if it was killed before it could
@@ -351,10 +351,10 @@ def fail_nan(step, losses, path, run):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    run, cfg, module, checkpoint = parse(argv)
+    run, cfg, algorithm, checkpoint = parse(argv)
     seed_everything(run)
     options = {name: getattr(run, name) for name in ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps")}
-    offline, envs, episodes = getattr(module, "OFFLINE", False), None, None
+    offline, envs, episodes = algorithm.offline, None, None
     recorder = data.Recorder if run.record else video.Video if run.video else None
     try:
         if run.record:
@@ -378,7 +378,7 @@ def main(argv=None):
         print(f"note: {run.env} has no time limit, and an episode that does not end by itself goes on for ever; "
               "--max_episode_steps N truncates it", flush=True)
     try:
-        agent = getattr(module, run.policy)(spec, cfg, run.seed, run.device)
+        agent = algorithm(spec, cfg, run.seed, run.device)
     except (RuntimeError, MemoryError):
         fail("the networks do not fit in memory; choose a smaller --hidden_size, --hidden_layers or --core_size")
     if checkpoint:
@@ -395,7 +395,7 @@ def main(argv=None):
         if run.test:
             test(run, agent, eval_env, spec, checkpoint)
         else:
-            train(run, cfg, module, agent, envs, eval_env, spec, episodes)
+            train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes)
     except Stopped as stopped:
         print("interrupted: " + ("go on with the same command and --resume" if stopped.kept else
                                  "evaluations so far are kept, but no checkpoint"), file=sys.stderr)

@@ -20,13 +20,13 @@ from logger import events_folder
 from utils import fail, regular, write_file
 
 
-def run_name(run, cfg, module):
+def run_name(run, cfg, algorithm):
     """Name of a run's files: what was run, every flag that differs from its default, the seed."""
     memory = ("actor_" if not cfg.recurrent_critic else "critic_" if not cfg.recurrent_actor else "") + cfg.core \
         if cfg.recurrent_actor or cfg.recurrent_critic else "ff"
-    defaults = {**defaults_of(RunFlags), **defaults_of(module.HyperParameters)}
+    defaults = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
     if memory != "ff":
-        defaults.update(module.RECURRENT_DEFAULTS)
+        defaults.update(algorithm.HyperParameters.recurrent_defaults)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
     other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else v}"
              for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
@@ -76,8 +76,8 @@ def finished(path):
 class Results:
     """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
 
-    def __init__(self, run, cfg, module):
-        self.path = os.path.join(run.results_dir, run_name(run, cfg, module))
+    def __init__(self, run, cfg, algorithm):
+        self.path = os.path.join(run.results_dir, run_name(run, cfg, algorithm))
         for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt", ".checkpoint")):
             if os.path.exists(old) and not (run.overwrite or run.resume):
                 fail(f"{old} exists; add --resume to go on with that run, --overwrite to replace it, or choose another "

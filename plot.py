@@ -29,7 +29,6 @@ if __name__ == "__main__":
 
 import argparse
 import glob
-import importlib
 import math
 import os
 import re
@@ -45,7 +44,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from flags import NOT_LEARNING, POLICIES, RunFlags, defaults_of
+from flags import NOT_LEARNING, POLICIES, RunFlags, defaults_of, load_policy
 from output import read_info, read_rows
 from support import study, study_figures
 from support.statistics import FEW, INTERVAL, interval
@@ -117,9 +116,9 @@ def defaults(config):
     """The defaults of an algorithm's flags, as in flags.py."""
     if config["policy"] not in POLICIES:                               # a file of results names no module to import
         raise ValueError(f"there is no policy {config['policy']!r}")
-    module = importlib.import_module(config["policy"])
+    flags = load_policy(config["policy"]).HyperParameters
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
-    return {f.name: f.default for f in fields(module.HyperParameters)} | (module.RECURRENT_DEFAULTS if recurrent else {}) | \
+    return {f.name: f.default for f in fields(flags)} | (flags.recurrent_defaults if recurrent else {}) | \
         {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # also what it starts from
 
 
@@ -279,7 +278,7 @@ def draw_panel(ax, groups, shared, columns, wrap):
 
 def unit(groups):
     """What the horizontal axis counts."""
-    offline = sorted({g.policy for g in groups if getattr(importlib.import_module(g.policy), "OFFLINE", False)})
+    offline = sorted({g.policy for g in groups if load_policy(g.policy).offline})
     return "environment steps" + f" ({', '.join(offline)}: updates)" * bool(offline)
 
 

@@ -219,12 +219,12 @@ def check(where, flags, seed, results_dir, imports):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            run, cfg, module, _ = parse(words)
+            run, cfg, algorithm, _ = parse(words)
             if imports or ":" not in run.env:
                 check_actions(run, cfg, spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout).discrete)
     except SystemExit:
         fail(f"{where}: {said.getvalue().strip().removeprefix('error: ')}; in {shlex.join(words)}")
-    path = os.path.join(results_dir, run_name(run, cfg, module))
+    path = os.path.join(results_dir, run_name(run, cfg, algorithm))
     return Run([], path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
 
 

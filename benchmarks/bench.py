@@ -47,9 +47,9 @@ WHERE = []                                                             # --devic
 
 def make_agent(words):
     """An agent as main.py would make it, and its hyper-parameters."""
-    run, cfg, module, _ = main.parse([*words.split(), *WHERE])
+    run, cfg, algorithm, _ = main.parse([*words.split(), *WHERE])
     torch.manual_seed(0)
-    return getattr(module, run.policy)(EnvSpec(S, A, False), cfg, device=run.device), cfg
+    return algorithm(EnvSpec(S, A, False), cfg, device=run.device), cfg
 
 
 def make(words, fill=20_000, episode=1000):
