@@ -178,6 +178,7 @@ class Agent:
 
     # ------------------------------------------------------------------ models
 
+    @torch.no_grad()
     def state_dict(self):
         """What a saved model holds: weights and numbers."""
         networks = {"critic": self.critic} if self.actor is self.critic else {"actor": self.actor, "critic": self.critic}
