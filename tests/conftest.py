@@ -268,6 +268,15 @@ def poison(buffer, *batches):
     assert len(rows) < len(buffer.rows) and len(states) < len(buffer.hidden)
 
 
+def fill_padding(batch):
+    """A batch with garbage where its windows' padding is, and NaN where that of their pasts is."""
+    padding = ~batch.mask[..., None]
+    assert padding.any()
+    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1): a row is real if the step before it is
+    no_past = (torch.arange(batch.past.shape[1]) >= batch.past_length[:, None])[..., None]
+    return batch._replace(history=batch.history.masked_fill(after, 1e3), past=batch.past.masked_fill(no_past, torch.nan))
+
+
 def check_pace(agent, buffer, game, monkeypatch):
     """start_timesteps=10, batch_size=16, replay_ratio=4: four times as many steps are trained on as are taken after the 10th."""
     batches = spy(monkeypatch, buffer, "sample")
@@ -312,7 +321,7 @@ class Plain(nn.Module):
         self.state_dim, self.cell, self.hidden_dim = core.state_dim, None, core.hidden_dim
         if core.hidden_dim:
             size = core.rnn.hidden_size
-            self.packs = core.hidden_dim == 2 * size                  # [h, c]
+            self.packs = core.hidden_dim == 2 * size                   # [h, c]
             self.cell = (nn.LSTMCell if self.packs else nn.GRUCell)(core.rnn.input_size, size)
             for name, weight in self.cell.named_parameters():
                 weight.detach().copy_(getattr(core.rnn, name + "_l0"))

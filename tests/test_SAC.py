@@ -37,9 +37,9 @@ class PlainSAC:
         self.optimizers[which].step()
 
     def update(self, windows, noise):
-        """windows: (steps before, steps) each; noise (windows, longest window, action_dim) of the standard normal."""
+        """windows: (steps before, steps) each; noise of the standard normal, (steps, action_dim) for each."""
         cfg, alpha = self.cfg, self.log_alpha.detach().exp()
-        later_noise = torch.randn(noise.shape)
+        later_noise = torch.randn_like(torch.cat(noise)).split([len(epsilon) for epsilon in noise])
         starts, errors = [], []
         for (past, steps), epsilon in zip(windows, noise):
             with torch.no_grad():
@@ -103,7 +103,7 @@ def test_log_probability_far_out():
     agent = make_agent(SAC, hidden_layers=0)
     with torch.no_grad():
         agent.actor.mlp.biases[0][..., :SPEC.action_dim] = 50
-    action, log_prob = agent.actor.sample(torch.zeros(1, 4, SPEC.state_dim))
+    action, log_prob = agent.actor.sample(torch.zeros(4, SPEC.state_dim))
     log_prob.sum().backward()
     assert (action == 1).all() and log_prob.isfinite().all()
     assert all(p.grad.isfinite().all() for p in agent.actor.mlp.parameters())
@@ -111,7 +111,7 @@ def test_log_probability_far_out():
 
 def test_bounds_of_the_spread():
     """exp(log_std) neither overflows nor vanishes, and between the bounds nothing is changed."""
-    agent, features = make_agent(SAC, hidden_layers=0), torch.zeros(1, 4, SPEC.state_dim)
+    agent, features = make_agent(SAC, hidden_layers=0), torch.zeros(4, SPEC.state_dim)
     for output, expected in ((50.0, 2), (1.0, 1), (-10.0, -10), (-50.0, -20)):
         with torch.no_grad():
             agent.actor.mlp.biases[0][..., SPEC.action_dim:] = output

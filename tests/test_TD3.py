@@ -16,6 +16,7 @@ from conftest import (
     check_pace,
     check_stored_hidden,
     compare_updates,
+    fill_padding,
     make_agent,
     make_buffer,
     make_off_policy,
@@ -44,7 +45,7 @@ class PlainTD3:
         self.updates = 0
 
     def update(self, windows, noise):
-        """windows: (steps before, steps) each; noise (windows, longest window, action_dim) of the standard normal."""
+        """windows: (steps before, steps) each; noise of the standard normal, (steps, action_dim) for each."""
         cfg = self.cfg
         self.updates += 1
         starts, errors = [], []
@@ -120,17 +121,10 @@ def every_update(module):
 
 
 def test_padding_changes_nothing(module):
-    """Garbage in a batch's padding, and NaN wherever it is not read by a core, leave losses, gradients and weights alone."""
+    """Garbage in the padding of a batch's windows, and NaN in that of their pasts, leave losses, gradients and weights alone."""
     agent, buffer, _ = make_off_policy(module, seq_len=6, burn_in=3, hidden_init="stored", **every_update(module), **RECURRENT)
     batch = buffer.sample(40, 6, 3)
-    padding = ~batch.mask
-    assert padding.any()
-    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1)
-    no_past = torch.arange(3)[None, :, None] >= batch.past_length[:, None, None]
-    fields = ("state", "action", "reward", "next_state", "not_done")
-    garbage = batch._replace(
-        history=batch.history.masked_fill(after, 1e3), past=batch.past.masked_fill(no_past, torch.nan),
-        **{name: getattr(batch, name).masked_fill(padding, torch.nan) for name in fields})
+    garbage = fill_padding(batch)
     results = []
     for fake in (batch, garbage):
         twin = copy.deepcopy(agent)
@@ -225,18 +219,18 @@ def test_hidden_refresh_writes_recomputed_states(module):
 
 
 def test_hidden_refresh_goes_on_from_the_burned_in_state(module, monkeypatch):
-    """Of one window: burned in with the weights of before the update, then unrolled with the new ones."""
+    """Of one window: burned in, and unrolled, with the weights as they are after the update; its first row included."""
     agent, buffer, _ = make_off_policy(module, batch_size=1, seq_len=4, burn_in=3, hidden_init="stored", hidden_refresh=True,
                                        lr=0.01, **RECURRENT)
     batches, size, warm = spy(monkeypatch, buffer, "sample"), agent.actor.core.hidden_dim, 0
     for _ in range(8):
-        old = Plain(agent.actor), Plain(agent.critic)
         agent.train(buffer)
         batch, n, k = batches[-1], batches[-1].steps, int(batches[-1].past_length)
-        for before, net, part in zip(old, (agent.actor, agent.critic), (slice(None, size), slice(size, None))):
-            _, hidden = before.unroll(batch.past[0, :k], batch.hidden[:, part])
-            _, hidden = Plain(net).unroll(batch.history[0, :n], hidden)
-            assert torch.allclose(buffer.hidden[batch.index[0, n], part], hidden[0], atol=1e-6)
+        for net, part in ((agent.actor, slice(None, size)), (agent.critic, slice(size, None))):
+            _, first = Plain(net).unroll(batch.past[0, :k], batch.hidden[:, part])
+            _, last = Plain(net).unroll(batch.history[0, :n], first)
+            assert torch.allclose(buffer.hidden[batch.index[0, 0], part], first[0], atol=1e-6)
+            assert torch.allclose(buffer.hidden[batch.index[0, n], part], last[0], atol=1e-6)
         warm += k > 0
     assert warm >= 3
 
@@ -326,7 +320,7 @@ def test_a_time_limit_is_no_end(module, flags):
     episodes = buffer.windows("full")
     with torch.no_grad():
         features, _ = agent.critic.core(episodes.history[:, :-1], torch.zeros(len(episodes.mask), agent.critic.core.hidden_dim))
-        Q = agent.critic.head(features, episodes.action).view(-1, *episodes.mask.shape)[:, episodes.mask]      # each twin's
+        Q = agent.critic.head(episodes.pick(features), episodes.action)         # each twin's
     assert 9 < Q.min() and Q.max() < 11, (Q.min(), Q.max())
 
 
