@@ -32,7 +32,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import main  # noqa: E402
 import output  # noqa: E402
 from envs import EnvSpec  # noqa: E402
-from utils import Buffer, target_of  # noqa: E402
+from networks import target_of  # noqa: E402
+from utils import Buffer  # noqa: E402
 
 S, A = 15, 3
 ENV = "HopperBulletEnv-v0"
@@ -119,24 +120,24 @@ class PlainTD3:
             hidden_actor = hidden_critic = history.new_zeros(len(mask), cfg.core_size * (1 + (cfg.core == "lstm")))
         with torch.no_grad():
             next_action = torch.tanh(self.actor_target["heads"][0](
-                self.features(self.actor_target, history, hidden_actor)[:, 1:]))
+                self.features(self.actor_target, history, hidden_actor)[:, 1:][mask]))             # (N, A): real steps alone
             noise = (torch.randn_like(next_action) * cfg.policy_noise).clamp(-cfg.noise_clip, cfg.noise_clip)
             next_action = (next_action + noise).clamp(-1, 1)
-            x = torch.cat([self.features(self.critics_target, history, hidden_critic)[:, 1:], next_action], -1)
+            x = torch.cat([self.features(self.critics_target, history, hidden_critic)[:, 1:][mask], next_action], -1)
             target_Q = torch.min(*[head(x) for head in self.critics_target["heads"]])
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q
-        x = torch.cat([self.features(self.critics, history[:, :-1], hidden_critic), batch.action], -1)
-        critic_loss = sum(((head(x) - target_Q).square() * mask).sum() / mask.sum() for head in self.critics["heads"])
+        x = torch.cat([self.features(self.critics, history[:, :-1], hidden_critic)[mask], batch.action], -1)
+        critic_loss = sum((head(x) - target_Q).square().mean() for head in self.critics["heads"])
         self.critic_optimizer.zero_grad()
         critic_loss.backward()
         self.critic_optimizer.step()
         if self.updates % cfg.policy_freq:
             return critic_loss
-        features = self.features(self.critics, history[:, :-1], hidden_critic).detach()
-        action = torch.tanh(self.actor["heads"][0](self.features(self.actor, history[:, :-1], hidden_actor)))
+        features = self.features(self.critics, history[:, :-1], hidden_critic)[mask].detach()
+        action = torch.tanh(self.actor["heads"][0](self.features(self.actor, history[:, :-1], hidden_actor)[mask]))
         Q = self.critics["heads"][0](torch.cat([features, action], -1))
         self.actor_optimizer.zero_grad()
-        (-(Q * mask).sum() / mask.sum()).backward()
+        (-Q.mean()).backward()
         self.actor_optimizer.step()
         with torch.no_grad():
             for network, target in ((self.actor, self.actor_target), (self.critics, self.critics_target)):
@@ -242,9 +243,9 @@ def torchrl_td3(cfg, steps):
     sampler = SliceSampler(slice_len=cfg.seq_len, end_key=("next", "done")) if cfg.recurrent_actor else None
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps.steps), sampler=sampler, batch_size=cfg.batch_size)
     buffer.extend(TensorDict(dict(
-        observation=observation[:, :-1], action=steps.action, is_init=steps.end.roll(1, 1),    # episodes' ends -> their starts
-        next=dict(observation=observation[:, 1:], reward=steps.reward, done=steps.end, terminated=steps.not_done == 0),
-    ), steps.reward.shape[:2]).flatten())
+        observation=steps.pick(observation[:, :-1]), action=steps.action, is_init=steps.end.roll(1, 0),    # ends -> starts
+        next=dict(observation=steps.pick(observation[:, 1:]), reward=steps.reward, done=steps.end,
+                  terminated=steps.not_done == 0)), [steps.steps]))
     updates = 0
 
     def descend(optimizer, objective):

@@ -7,7 +7,6 @@ from test_PPO import ROLLOUT, SPECS, make
 from torch.distributions import Categorical, Normal
 
 import A2C
-import PPO
 
 
 def plain_update(agent, played, windows_of):
@@ -87,10 +86,3 @@ def test_update_is_plain_a2c(float64, kind, flags):
         assert agent.return_scale == pytest.approx(scale, abs=1e-5)
         if log_std is not None:
             assert torch.allclose(agent.actor.log_std, log_std, atol=1e-6)
-
-
-def test_gae_is_that_of_ppo():
-    """Whose test against brute force holds for both."""
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=20) for _ in range(3)] + [rng.integers(2, size=20).astype(float), rng.integers(2, size=20) > 0]
-    assert np.array_equal(A2C.gae(*arrays, 0.9, 0.8), PPO.gae(*arrays, 0.9, 0.8))

@@ -23,6 +23,7 @@ from conftest import (
     Chain,
     Plain,
     RandomAgent,
+    fill_padding,
     make_agent,
     make_buffer,
     make_off_policy,
@@ -35,6 +36,7 @@ import BCQ
 import data
 import envs
 import main
+from agent import Agent
 from utils import Buffer
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
@@ -71,7 +73,7 @@ class PlainActor(Plain):
 
 
 def plain_perturbation(mlp):
-    return Plain(SimpleNamespace(core=SimpleNamespace(hidden_size=0, state_dim=0), mlp=mlp)).heads[0]
+    return Plain(SimpleNamespace(core=SimpleNamespace(hidden_dim=0, state_dim=0), mlp=mlp)).heads[0]
 
 
 def largest(parameters, others):
@@ -99,13 +101,12 @@ class PlainBCQ:
         return (action + self.cfg.phi * torch.tanh(net(torch.cat([feature, action], -1)))).clamp(-1, 1)
 
     def update(self, windows, noise):
-        """noise: of the standard normal, for the reconstruction (windows, longest window, latent_dim), for next actions
-        (candidates * windows, ...), for the perturbation (windows, ...)."""
-        cfg, B = self.cfg, len(windows)
-        starts = []
+        """noise: of the standard normal, (steps, latent_dim) for each window: for the reconstruction, for each candidate of the
+        next action, for the perturbation."""
+        cfg, starts = self.cfg, []
         for past, _ in windows:
             with torch.no_grad():
-                starts.append({net: net.unroll([step.row for step in past], torch.zeros(1, net.hidden_size))[1]
+                starts.append({net: net.unroll([step.row for step in past], torch.zeros(1, net.hidden_dim))[1]
                                for net in (self.vae, self.critic, self.critic_target)})
         losses = []
         for (_, steps), start, eps in zip(windows, starts, noise[0]):
@@ -130,7 +131,7 @@ class PlainBCQ:
                 with torch.no_grad():
                     values = []
                     for i in range(cfg.target_candidates):
-                        z = noise[1][i * B + b, t].clamp(-0.5, 0.5)[None]
+                        z = noise[1][i][b][t].clamp(-0.5, 0.5)[None]
                         feature = actor_features[t + 1]
                         action = self.perturb(self.perturbation_target, feature, self.vae.decode(feature, z))
                         q = [head(torch.cat([next_critic[t + 1], action], -1)).item() for head in self.critic_target.heads]
@@ -147,7 +148,7 @@ class PlainBCQ:
                         for (_, steps), start in zip(windows, starts)]
         for b, t, actor_feature in kept:
             with torch.no_grad():
-                generated = self.vae.decode(actor_feature, noise[2][b, t].clamp(-0.5, 0.5)[None])
+                generated = self.vae.decode(actor_feature, noise[2][b][t].clamp(-0.5, 0.5)[None])
             action = self.perturb(self.perturbation, actor_feature, generated)
             values.append(self.critic.heads[0](torch.cat([features[b][t], action], -1)))
         actor_loss = self.step(2, -sum(values) / len(values))
@@ -178,10 +179,12 @@ def test_update_is_plain_bcq(small, float64, monkeypatch, flags):
     for k in range(4):
         torch.manual_seed(k)
         losses = agent.train(buffer)
-        B, L = batches[-1].mask.shape[:2]
+        windows = game.windows(batches[-1], agent.cfg.burn_in)
+        lengths = [len(steps) for _, steps in windows]
         torch.manual_seed(k)
-        noise = [torch.randn(n * B, L, 2 * SPEC.action_dim) for n in (1, 3, 1)]
-        expected = plain.update(game.windows(batches[-1], agent.cfg.burn_in), noise)
+        once, candidates, again = (torch.randn(n * sum(lengths), 2 * SPEC.action_dim) for n in (1, 3, 1))
+        candidates = [drawn.split(lengths) for drawn in candidates.chunk(3)]
+        expected = plain.update(windows, [once.split(lengths), candidates, again.split(lengths)])
         assert losses.keys() == expected.keys()
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss, abs=1e-6), name
@@ -221,7 +224,7 @@ def test_acts_by_the_best_of_its_candidates(small):
 def test_bounds_of_the_latents_spread(small):
     """Of the encoder's: exp(log_std) neither overflows nor vanishes, and between the bounds nothing is changed."""
     agent = make_agent(BCQ, hidden_layers=0)
-    features, action = torch.zeros(1, 4, SPEC.state_dim), torch.zeros(1, 4, SPEC.action_dim)
+    features, action = torch.zeros(4, SPEC.state_dim), torch.zeros(4, SPEC.action_dim)
     for output, expected in ((50.0, 15), (5.0, 5), (-3.0, -3), (-50.0, -4)):
         with torch.no_grad():
             agent.actor.encoder.biases[0][..., agent.actor.latent_dim:] = output
@@ -261,18 +264,10 @@ def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
 
 
 def test_padding_changes_nothing(small):
-    """Garbage in a batch's padding, NaN where no core reads it, leave losses, gradients and weights alone."""
+    """Garbage in the padding of a batch's windows, and NaN in that of their pasts, leave losses, gradients and weights alone."""
     agent, buffer, _ = make_off_policy(BCQ, seq_len=6, burn_in=3, **RECURRENT)
     batch = buffer.sample(40, 6, 3)
-    padding = ~batch.mask
-    assert padding.any()
-    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1)
-    garbage = batch._replace(
-        history=batch.history.masked_fill(after, 1e3),
-        past=batch.past.masked_fill(torch.arange(3)[None, :, None] >= batch.past_length[:, None, None], torch.nan),
-        **{name: getattr(batch, name).masked_fill(padding, torch.nan)
-           for name in ("state", "action", "reward", "next_state", "not_done")})
-    check_same(agent, buffer, [lambda *_: batch, lambda *_: garbage])
+    check_same(agent, buffer, [lambda *_: batch, lambda *_: fill_padding(batch)])
 
 
 @pytest.mark.parametrize("size, steps", [(400, 60), (60, 80)], ids=["not yet full", "wrapped around"])
@@ -318,7 +313,7 @@ def test_a_time_limit_is_no_end(small):
         agent.train(buffer)
     steps = buffer.windows(1)
     with torch.no_grad():
-        Q = agent.critic.head(steps.state, steps.action)
+        Q = agent.critic.head(steps.history[:, 0, :CHAIN_SPEC.state_dim], steps.action)
     assert 9 < Q.min() and Q.max() < 11, (Q.min(), Q.max())
 
 
@@ -372,14 +367,14 @@ def world(tmp_path, monkeypatch):
 
 
 def buffers(monkeypatch):
-    """All buffers that are made from now on, by main.py."""
+    """All buffers that agents are given from now on, by main.py."""
     made = []
 
     class Kept(Buffer):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
-    monkeypatch.setattr(main, "Buffer", Kept)
+    monkeypatch.setattr(Agent, "buffer_class", Kept)
     return made
 
 

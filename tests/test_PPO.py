@@ -14,6 +14,7 @@ from conftest import (
     Plain,
     Toy,
     check_stored_hidden,
+    fill_padding,
     make_agent,
     make_buffer,
     poison,
@@ -71,21 +72,17 @@ def acted_log_prob(agent, played):
 
 def spy_on_update(patch, agent, buffer):
     """What one update computes: rollouts, minibatches, policies and ratios, each in order."""
-    seen = {"rollouts": spy(patch, buffer, "windows"), "batches": spy(patch, Batch, "select"), "policies": [], "ratios": []}
-    exp, forward = torch.Tensor.exp, agent.actor.forward
+    seen = {"rollouts": spy(patch, buffer, "windows"), "selected": spy(patch, Batch, "select"),
+            "policies": spy(patch, agent.actor, "head"), "ratios": []}
+    exp = torch.Tensor.exp
 
     def spied_exp(x):
-        if x.dim() == 3 and x.requires_grad:                           # the only one with a gradient and a time axis
+        if x.dim() == 2 and x.requires_grad:                           # the only one with a gradient and a row for each step
             seen["ratios"].append(exp(x))
             return seen["ratios"][-1]
         return exp(x)
 
-    def spied_forward(*args):
-        policy, next_hidden = forward(*args)
-        seen["policies"].append(policy)
-        return policy, next_hidden
     patch.setattr(torch.Tensor, "exp", spied_exp)
-    patch.setattr(agent.actor, "forward", spied_forward)
     return seen
 
 
@@ -109,11 +106,11 @@ def test_ratio_is_one_before_the_first_step(monkeypatch, kind, seq_len, flags):
             seen = spy_on_update(patch, agent, buffer)
             agent.train(buffer)
         # The first policy computed is the old one, over the whole rollout, in order of time
-        rollout, mask = seen["rollouts"][0], seen["batches"][0].mask
-        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask].numpy()
+        old = seen["policies"][0].log_prob(seen["rollouts"][0].action).numpy()
         assert np.allclose(old, expected, atol=1e-4)
-        ratios = [ratio[batch.mask] for ratio, batch in zip(seen["ratios"], seen["batches"], strict=True)]
-        assert len(ratios) > 1 and mask.any() and (ratios[0] - 1).abs().max() < 1e-4
+        ratios = seen["ratios"]
+        assert [len(ratio) for ratio in ratios] == [batch.steps for batch, _ in seen["selected"]]
+        assert len(ratios) > 1 and (ratios[0] - 1).abs().max() < 1e-4
         assert any((ratio - 1).abs().max() > 1e-3 for ratio in ratios[1:])
     assert continued >= 2
 
@@ -130,8 +127,7 @@ def test_old_log_probs_are_of_the_actor_that_acted(monkeypatch, burn_in):
         with monkeypatch.context() as patch:
             seen = spy_on_update(patch, agent, buffer)
             agent.train(buffer)
-        rollout = seen["rollouts"][0]
-        old = seen["policies"][0].log_prob(rollout.action)[rollout.mask].numpy()
+        old = seen["policies"][0].log_prob(seen["rollouts"][0].action).numpy()
         assert np.allclose(old, expected, atol=1e-4)
 
 
@@ -142,12 +138,12 @@ def test_minibatches_shuffle_windows_and_use_each_step_once(monkeypatch):
     with monkeypatch.context() as patch:
         seen = spy_on_update(patch, agent, buffer)
         agent.train(buffer)
-    trained = [[s.env, s.episode, s.t] for batch in seen["batches"] for _, steps in game.windows(batch) for s in steps]
+    trained = [[s.env, s.episode, s.t] for batch, _ in seen["selected"] for _, steps in game.windows(batch) for s in steps]
     whole = sorted([s.env, s.episode, s.t] for s in played)
     epochs = [trained[i:i + len(whole)] for i in range(0, len(trained), len(whole))]
     assert len(epochs) == 3 and all(sorted(epoch) == whole for epoch in epochs)
     assert epochs[0] != epochs[1]
-    for batch in seen["batches"]:
+    for batch, _ in seen["selected"]:
         for _, steps in game.windows(batch):
             assert [s[:3] for s in steps] == [(*steps[0][:2], steps[0].t + i) for i in range(len(steps))]
 
@@ -300,7 +296,7 @@ def test_update_is_plain_ppo(monkeypatch, kind, flags):
         with monkeypatch.context() as patch:
             seen = spy_on_update(patch, agent, buffer)
             losses = agent.train(buffer)
-        clipped = [((ratio[batch.mask] - 1).abs() > 0.05).sum() for ratio, batch in zip(seen["ratios"], seen["batches"])]
+        clipped = [((ratio - 1).abs() > 0.05).sum() for ratio in seen["ratios"]]
         assert max(clipped) >= 5
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss, abs=1e-4), name
@@ -313,12 +309,13 @@ def test_minibatches(monkeypatch):
     """As many as batch_size says; advantages are normalised over the rollout, not within each."""
     agent, buffer, game = make(seq_len=4, hidden_init="stored", epochs=1, lr=0.0, **RECURRENT)
     game.play(ROLLOUT)
-    batches, losses = spy(monkeypatch, Batch, "select"), spy(monkeypatch, PPO, "masked_mean")
+    selected, losses = spy(monkeypatch, Batch, "select"), []
+    monkeypatch.setattr(PPO, "optimize", lambda optimizer, loss, max_grad_norm: losses.append(loss.item()))
     agent.train(buffer)
-    gains = [-loss.item() for loss in losses[1::2]]                    # the actor's; nothing moves, so the ratio is 1
-    assert len(batches) == len(gains) == 2 * ROLLOUT // 12
+    gains = [-loss for loss in losses[1::2]]                           # the actor's; nothing moves, so the ratio is 1
+    assert len(selected) == len(gains) == 2 * ROLLOUT // 12
     assert max(map(abs, gains)) > 0.1
-    assert sum(gain * batch.steps for gain, batch in zip(gains, batches)) == pytest.approx(0, abs=1e-3)
+    assert sum(gain * batch.steps for gain, (batch, _) in zip(gains, selected)) == pytest.approx(0, abs=1e-3)
 
 
 # ---------------------------------------------------------------------- what PPO and A2C share: padding and what is not ours
@@ -340,24 +337,16 @@ def trained(agent, buffer):
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 def test_padding_changes_nothing(module, kind):
-    """Garbage in the windows' padding, and NaN wherever it is not read by a core, leave losses, gradients and weights alone."""
+    """Garbage in the padding of windows, and NaN in that of their pasts, leave losses, gradients and weights alone."""
     agent, buffer, game = make(SPECS[kind], module=module, seq_len=6, burn_in=3, hidden_init="stored", entropy_coef=0.1,
                                **RECURRENT)
     game.play(ROLLOUT)
     rollout = buffer.windows(6, 3)
-    padding = ~rollout.mask
-    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1)
-    no_past = torch.arange(3)[None, :, None] >= rollout.past_length[:, None, None]
-    fields = ("state", "reward", "next_state", "not_done")
-    garbage = rollout._replace(
-        history=rollout.history.masked_fill(after, 1e3), past=rollout.past.masked_fill(no_past, torch.nan),
-        action=rollout.action.masked_fill(padding, 1e3),
-        **{name: getattr(rollout, name).masked_fill(padding, torch.nan) for name in fields})
+    garbage = fill_padding(rollout)
     results = []
     for fake in (rollout, garbage):
         buffer.windows = lambda *_, fake=fake: fake
         results.append(trained(agent, buffer))
-    assert padding.any()
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*results, strict=True))
 
 
@@ -457,10 +446,10 @@ def test_later_epochs_start_from_refreshed_states(monkeypatch):
     before, select, starts = buffer.hidden.clone(), Batch.select, []
 
     def checked(rollout, windows):
-        batch = select(rollout, windows)
+        batch, steps = select(rollout, windows)
         assert torch.equal(batch.hidden, buffer.hidden[batch.index[:, 0]])
         starts.append((batch.hidden - before[batch.index[:, 0]]).abs().max())
-        return batch
+        return batch, steps
     with monkeypatch.context() as patch:
         seen = spy_on_update(patch, agent, buffer)
         patch.setattr(Batch, "select", checked)

@@ -247,13 +247,13 @@ def test_stored_hidden_reproduces_the_next():
 
 @pytest.mark.parametrize("burn_in", [0, 3])
 def test_hidden_refresh_writes_recomputed_states(monkeypatch, burn_in):
-    """Burned in with the weights of before the update, then unrolled with the new ones."""
+    """Burned in, and unrolled, with the weights as they are after the update."""
     agent, buffer, _ = filled(**STORED, seq_len=4, burn_in=burn_in, hidden_refresh=True, lr=0.1)
-    before, batches, old = buffer.hidden.clone(), spy(monkeypatch, buffer, "sample"), PlainQ(agent.critic)
+    before, batches = buffer.hidden.clone(), spy(monkeypatch, buffer, "sample")
     agent.train(buffer)
     batch, network = batches[-1], PlainQ(agent.critic)
-    for i, (rows, index, length) in enumerate(zip(batch.history, batch.index, batch.mask.sum((1, 2)).tolist())):
-        hidden = old.unroll(batch.past[i, :batch.past_length[i]], batch.hidden[i:i + 1])[1]
+    for i, (rows, index, length) in enumerate(zip(batch.history, batch.index, batch.mask.sum(1).tolist())):
+        hidden = network.unroll(batch.past[i, :batch.past_length[i]], batch.hidden[i:i + 1])[1]
         for k in range(length):
             # A window's first row may be the last of the one before, which writes there too
             assert k == 0 or torch.allclose(buffer.hidden[index[k]], hidden[0], atol=1e-6)

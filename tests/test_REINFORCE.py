@@ -187,7 +187,7 @@ def test_a_time_limit_is_no_end(flags):
         agent.train(buffer)
     critic, (last,) = Plain(agent.critic), game.play(1)
     with torch.no_grad():
-        features, hidden = critic.unroll([last.row], torch.zeros(1, critic.hidden_size))
+        features, hidden = critic.unroll([last.row], torch.zeros(1, critic.hidden_dim))
         for _ in range(9):
             (step,) = game.play(1)
             feature, hidden = critic.remember(torch.as_tensor(step.row)[None], hidden)

@@ -90,8 +90,8 @@ def test_numbers_are_the_cpus(policy, core, on_device, float64, monkeypatch):
 @pytest.mark.parametrize("core", ["lstm", "gru", "mingru"])
 def test_a_window_is_its_steps(core):
     """In single precision: cuDNN would by itself round to TensorFloat-32, and what is learned from would not be what acted."""
-    unit = make_core(True, MemoryFlags(core=core), SPEC.state_dim, SPEC.action_dim).cuda()
-    history, hidden = torch.randn(8, 32, 6, device="cuda"), torch.randn(8, unit.hidden_size, device="cuda")
+    unit = make_core(True, MemoryFlags(core=core), SPEC).cuda()
+    history, hidden = torch.randn(8, 32, 6, device="cuda"), torch.randn(8, unit.hidden_dim, device="cuda")
     window, after = unit(history, hidden)
     for t in range(32):
         step, hidden = unit(history[:, t:t + 1], hidden)

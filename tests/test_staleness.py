@@ -56,7 +56,7 @@ def measure(agent, buffer, seed=0):
 # ---------------------------------------------------------------------- by hand
 
 def step_of(core, row, hidden):
-    """One step of a core by its equations: row (row,), hidden (hidden_size,) -> output (H,), next hidden. Not cores.py's code."""
+    """One step of a core by its equations: row (row,), hidden (hidden_dim,) -> output (H,), next hidden. Not cores.py's code."""
     x, H = torch.as_tensor(row)[:core.in_size], core.size
     if hasattr(core, "gates"):                                         # minGRU
         gates = core.gates.weight @ x + core.gates.bias
