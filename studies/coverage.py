@@ -30,7 +30,7 @@ from scipy.stats import norm, t
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from support.statistics import LEVEL, factor  # noqa: E402
 
-DRAWS, RESAMPLES = 2_000, 999
+DRAWS, RESAMPLES = 4_000, 999
 TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 METHODS = ["percentile", "BCa", "bootstrap t", "unpaired", "paired"]
 

@@ -38,11 +38,12 @@ def share(arm, common, none):
     low, _, kind = interval(gain)
     if not low > 0:
         return np.nan, np.nan, np.nan, ""
-    estimate = kept.mean() / gain.mean()
+    k, g = kept.mean(), gain.mean()
     if kind == "range":
-        return estimate, (kept / gain).min(), (kept / gain).max(), kind
-    square = factor(len(gain)) ** 2
-    (kk, kg), (_, gg) = np.cov(kept, gain)
-    a, b, c = gain.mean() ** 2 - square * gg, gain.mean() * kept.mean() - square * kg, kept.mean() ** 2 - square * kk
-    half = max(b * b - a * c, 0) ** 0.5                                # of a r^2 - 2 b r + c <= 0; at the estimate it holds
-    return estimate, (b - half) / a, (b + half) / a, kind
+        return k / g, (kept / gain).min(), (kept / gain).max(), kind
+    square = factor(len(gain)) ** 2 / (len(gain) - 1)
+    a = g * g - square * ((gain - g) * (gain - g)).sum()               # of a r^2 - 2 b r + c <= 0; at the estimate it holds
+    b = g * k - square * ((gain - g) * (kept - k)).sum()
+    c = k * k - square * ((kept - k) * (kept - k)).sum()
+    half = max(b * b - a * c, 0) ** 0.5
+    return k / g, (b - half) / a, (b + half) / a, kind

@@ -30,23 +30,25 @@ class Study:
 
 def read(path, folder):
     """The study and its finished runs. Exits with 2 and one line if there are none."""
+    where, runs = path, []
     try:
         with open(path, "rb") as file:
             toml = tomllib.load(file)
         arms, cases = [{table["name"]: table for table in toml[kind]} for kind in ("runs", "cases")]
-        assert {COMMON, NONE} <= set(arms), f"two [[runs]] have the names '{COMMON}' and '{NONE}'"
+        assert {COMMON, NONE} <= set(arms), f"two of its [[runs]] must have the names '{COMMON}' and '{NONE}'"
         asked = {arm["question"] for arm in arms.values()}
         for question in toml.get("answers", {}):
-            assert question in asked, f"'{question}' in [answers] is the question of some [[runs]]"
-        for case in cases.values():
+            assert question in asked, f"'{question}' in [answers] must be the question of some [[runs]]"
+        for name, case in cases.items():
             case["planned"] = len(toml["seeds"]) * sum(arm not in case.get("without", []) for arm in arms)
-        found = {case: os.path.join(folder, tables.name(case)) for case in cases}
-        found = {case: path for case, path in found.items() if os.path.exists(path + ".runs.csv")}
-        runs = pd.concat([pd.DataFrame()] + [scores(path).assign(case=case) for case, path in found.items()])
-        runs = runs[runs.arm.isin(list(arms))] if len(runs) else runs
+            where = os.path.join(folder, tables.name(name))
+            if os.path.exists(where + ".runs.csv"):
+                runs.append(scores(where).assign(case=name))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        fail(f"{path} or its tables in '{folder}' cannot be drawn ({type(error).__name__}: {error}); --study draws studies that "
-             "have [[cases]], whose [[runs]] all have a question, and what sweep.py made of them")
+        fail(f"{where} cannot be drawn ({type(error).__name__}: {error}); --study draws studies of sweep.py that have [[cases]], "
+             "whose [[runs]] all have a question, from the tables of their cases")
+    runs = pd.concat(runs or [pd.DataFrame(columns=["arm"])])
+    runs = runs[runs.arm.isin(list(arms))]
     if runs.empty:
         fail(f"no finished run of {path} is in '{folder}'; run sweep.py first, or give another --results_dir")
     return Study(arms, cases, toml.get("answers", {}), len(toml["seeds"]), runs)

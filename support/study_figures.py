@@ -130,7 +130,9 @@ def cell(write, ax, place, rows, case, arm, seeds):
     colour = COLOURS(NORM(row.share)) if shown else EMPTY
     ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
     same = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
-    lines = [(("\u25cb " if same else "") + number(row.share), 10.5), (span(row.share_low, row.share_high), 7.2)]
+    # Arms that are the same computation, as windows of 32 steps and whole episodes of 11, have the same scores to the bit
+    small = "identical" if row.share_low == row.share_high == 1 else span(row.share_low, row.share_high)
+    lines = [(("\u25cb " if same else "") + number(row.share), 10.5), (small, 7.2)]
     if arm == NONE:
         lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
                  (f"{number(row.score)}, {number(rows.loc[(case, COMMON)].score)}", 7.2)]

@@ -1,0 +1,278 @@
+"""plot.py --study: the numbers of a study, its intervals, its figures. All results but the committed ones are made up here."""
+import os
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from scipy.stats import ttest_1samp, ttest_rel
+
+import plot
+import sweep
+from support import statistics, study, study_figures, tables
+
+STUDY = """
+seeds = [100, 101, 102, 103, 104, 105]
+[common]
+core_size = 4
+[[cases]]
+name = "PPO, cue"
+policy = "PPO"
+env = "Cue10-v0"
+[[cases]]
+name = "TD3, pendulum"
+policy = "TD3"
+env = "Pendulum-v1"
+observe = "velocities"
+without = ["short"]
+[[runs]]
+name = "common"
+question = "Common arm"
+words = "windows of 32"
+recurrent = true
+hidden_init = "stored"
+staleness = true
+[[runs]]
+name = "no memory"
+question = "Q4 Needed?"
+recurrent = false
+[[runs]]
+name = "short"
+question = "Q1 How long?"
+recurrent = true
+hidden_init = "stored"
+seq_len = 1
+staleness = true
+[[runs]]
+name = "zero"
+question = "Q2 From where?"
+recurrent = true
+hidden_init = "zero"
+staleness = true
+"""
+LEVELS = {"common": 0.9, "no memory": 0.5, "short": 0.6, "zero": 0.91}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A study's file and the folder of its results; both cases are finished, and have a gain."""
+    (tmp_path / "study.toml").write_text(STUDY)
+    for case in ("PPO, cue", "TD3, pendulum"):
+        write_case(tmp_path / "results", case, {arm: x for arm, x in LEVELS.items() if (case, arm) != ("TD3, pendulum", "short")})
+    return tmp_path
+
+
+def write_case(folder, case, levels, seeds=range(100, 106)):
+    """The two tables of a case, as support/tables.py leaves them."""
+    rng, rows, runs = np.random.default_rng(0), [], []
+    for arm, level in levels.items():
+        for seed in seeds:
+            for step in range(0, 701, 100):
+                stale = rng.uniform(0, 0.1) if arm != "no memory" and step else np.nan
+                rows.append(dict(arm=arm, seed=seed, step=step, return_mean=level + 0.1 * rng.normal() if step else 99,
+                                 **dict.fromkeys(tables.STALENESS, stale)))
+            runs.append(dict(arm=arm, seed=seed, run=f"{arm}{seed}", cpu_minutes=0.5))
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / f"{tables.name(case)}.csv", index=False)
+    pd.DataFrame(runs).to_csv(folder / f"{tables.name(case)}.runs.csv", index=False)
+
+
+def draw(made, plots="plots"):
+    plot.main(["--study", str(made / "study.toml"), "--results_dir", str(made / "results"), "--plots_dir", str(made / plots)])
+    return pd.read_csv(made / plots / "summary.csv").set_index(["case", "arm"])
+
+
+# ---------------------------------------------------------------------- intervals
+
+def test_intervals_are_students_with_five_seeds_and_a_range_below():
+    x = np.random.default_rng(1).normal(3, 2, (5, 4))                  # (seeds, ...)
+    low, high, kind = statistics.interval(x)
+    known = ttest_1samp(x, 0).confidence_interval(0.95)
+    assert kind == "interval" and np.allclose([low, high], known)
+    low, high, kind = statistics.interval(x[:4])
+    assert kind == "range" and np.array_equal([low, high], [x[:4].min(0), x[:4].max(0)])
+    low, high, kind = statistics.interval(x[:1])
+    assert kind == "" and np.isnan([low, high]).all() and np.shape(low) == (4,)
+    assert statistics.interval(np.full(7, 2.0)) == (2, 2, "interval")
+
+
+def draws(number, seeds=10):
+    for seed in range(number):
+        rng = np.random.default_rng(seed)
+        yield rng.normal([[1.5 + seed % 3 / 2], [2], [0]], [[1], [0.5], [0.7]], (3, seeds)) + rng.normal(0, 1, seeds)
+
+
+def test_a_share_is_told_apart_from_1_exactly_where_the_difference_is_from_0():
+    outcomes = set()
+    for arm, common, none in draws(300):
+        estimate, low, high, kind = statistics.share(arm, common, none)
+        if kind:
+            difference = ttest_rel(arm, common).confidence_interval(0.95)
+            assert (low <= 1 <= high) == (difference.low <= 0 <= difference.high) and low <= estimate <= high
+            outcomes.add((low <= 1 <= high, bool(estimate > 1)))
+        assert bool(kind) == (ttest_rel(common, none).confidence_interval(0.95).low > 0)
+    assert len(outcomes) >= 3
+
+
+def test_at_the_ends_of_a_shares_interval_students_interval_ends_at_0():
+    """Fieller's definition, by scipy: there the seeds' (arm - none) - r (common - none) are just not told from 0."""
+    for arm, common, none in draws(20):
+        estimate, *ends, kind = statistics.share(arm, common, none)
+        assert estimate == pytest.approx((arm - none).mean() / (common - none).mean(), nan_ok=not kind)
+        for r in ends if kind else ():
+            assert ttest_1samp(arm - none - r * (common - none), 0).pvalue == pytest.approx(0.05)
+
+
+def test_the_measured_coverage_is_committed_and_favours_what_is_used():
+    table = pd.read_csv(os.path.join(sweep.HERE, "studies", "coverage.csv"))
+    off = (table.coverage - 0.95).abs().groupby([table.quantity, table.n, table.method]).mean().unstack()
+    for quantity in ("difference", "share"):
+        assert (off.loc[quantity].idxmin(axis=1) == "paired").all()
+
+
+def test_an_arm_that_is_the_common_one_to_the_bit_keeps_exactly_all():
+    for _, common, none in draws(100):
+        if statistics.share(common, common, none)[3]:
+            assert statistics.share(common, common, none) == (1, 1, 1, "interval")
+
+
+# ---------------------------------------------------------------------- numbers
+
+def test_scores_by_hand(made):
+    """The first evaluation, at step 0, does not count (it is 99 here); `last` is of the last five."""
+    rows = draw(made)
+    table = pd.read_csv(made / "results" / "PPO_cue.csv")
+    mine = table[(table.arm == "short") & (table.step > 0)].pivot(index="seed", columns="step", values="return_mean")
+    row = rows.loc["PPO, cue", "short"]
+    assert row.score == pytest.approx(mine.mean(axis=1).mean(), rel=1e-5) and row.n == 6
+    assert row["last"] == pytest.approx(mine[[300, 400, 500, 600, 700]].mean(axis=1).mean(), rel=1e-5)
+    known = ttest_1samp(mine.mean(axis=1), 0).confidence_interval(0.95)
+    assert (row.score_low, row.score_high) == pytest.approx(tuple(known), rel=1e-5)
+    assert row.delta_q_first == pytest.approx(table[table.arm == "short"].delta_q_first.mean(), rel=1e-5)
+    assert row.versus == "worse" and 0.1 < row.share < 0.4 and row.share_low < row.share < row.share_high
+    assert rows.loc["PPO, cue", "zero"].versus == "not told apart" and row.cpu_minutes == 0.5
+    assert rows.loc["PPO, cue", "no memory"].share == 0 and ("TD3, pendulum", "short") not in rows.index
+
+
+COMMITTED = os.path.join(sweep.HERE, "results", "memory")
+
+
+@pytest.mark.parametrize("case", ["PPO_cue", "TD3_pendulum"])
+def test_the_numbers_of_a_committed_case_without_plot(case):
+    """By other hands: pandas and scipy alone, beside what plot.py has written."""
+    if not os.path.exists(f"{COMMITTED}/{case}.csv"):
+        pytest.skip("not run yet")
+    table = pd.read_csv(f"{COMMITTED}/{case}.csv")
+    score = table[table.step > 0].groupby(["seed", "arm"]).return_mean.mean().unstack()
+    summary = pd.read_csv(os.path.join(sweep.HERE, "plots", "memory", "summary.csv"))
+    written = summary[summary.case == case.replace("_", ", ")].set_index("arm")
+    assert set(written.index) == set(score)
+    for arm, row in written.iterrows():
+        assert row.score == pytest.approx(score[arm].mean(), rel=1e-4)
+        if row.n >= 5:
+            known = ttest_1samp(score[arm].dropna(), 0).confidence_interval()
+            assert (row.score_low, row.score_high) == pytest.approx(tuple(known), rel=1e-3, nan_ok=True)
+        if arm not in ("common", "no memory") and row.share_n >= 5:
+            both = score[[arm, "common", "no memory"]].dropna()
+            kept, gain = both[arm] - both["no memory"], both["common"] - both["no memory"]
+            assert row.share == pytest.approx(kept.mean() / gain.mean(), rel=1e-3, abs=1e-5)
+            if row.share_low < row.share_high:
+                assert ttest_1samp(kept - row.share_high * gain, 0).pvalue == pytest.approx(0.05, abs=0.002)
+            worse = ttest_rel(both[arm], both["common"]).pvalue < 0.05
+            assert (row.versus != "not told apart") == worse
+
+
+def test_a_case_without_gain_has_no_shares_and_says_so(made):
+    write_case(made / "results", "TD3, pendulum", dict.fromkeys(("common", "no memory", "zero"), 0.5))
+    rows = draw(made)
+    assert rows.loc["TD3, pendulum"].share.isna().all() and rows.loc["PPO, cue"].share.notna().all()
+    assert rows.loc["TD3, pendulum", "zero"].versus == "not told apart"
+    assert texts(made).count("no gain shown") == 2 and "no gain shown" not in texts(made, ["PPO, cue"])
+
+
+# ---------------------------------------------------------------------- figures
+
+def texts(made, cases=None):
+    """What answers.png says, a text each."""
+    read = study.read(str(made / "study.toml"), str(made / "results"))
+    table = study.summarise(read)
+    [ax] = study_figures.answers(read, table[table.case.isin(cases or list(read.cases))]).axes
+    return [text.get_text() for text in ax.texts]
+
+
+def test_drawing_twice_gives_the_same_bytes(made):
+    draw(made, "a")
+    draw(made, "b")
+    names = sorted(os.listdir(made / "a"))
+    assert names == ["Q1_How_long.png", "Q2_From_where.png", "Q4_Needed.png", "answers.png", "staleness.png", "summary.csv"]
+    for name in names:
+        assert (made / "a" / name).read_bytes() == (made / "b" / name).read_bytes()
+    assert imread(made / "a" / "answers.png").shape[1] == 1800
+
+
+def test_the_picture_says_what_it_shows(made):
+    said = texts(made)
+    assert "PPO" in said and "TD3" in said and "Recall a cue\nseen 10 steps ago" in said
+    assert "Swing up\na pendulum\nvelocities only" in said
+    assert [text for text in said if text.startswith("Q")] == ["Q1 How long?", "Q2 From where?", "Q4 Needed?"]
+    row = draw(made).loc["PPO, cue", "zero"]
+    assert f"\u25cb {row.share:.2f}" in said                           # not told apart: the ring
+    short = draw(made).loc["PPO, cue", "short"]
+    assert f"{short.share:.2f}" in said and f"{short.share_low:.2f}\u2013{short.share_high:.2f}" in said
+    assert not any("nfinished" in text or "runs" in text for text in said)
+
+
+def test_an_answer_is_the_title_of_its_question(made):
+    (made / "study.toml").write_text(STUDY + '[answers]\n"Q1 How long?" = "Long."\n')
+    assert "Long." in texts(made)
+    read = study.read(str(made / "study.toml"), str(made / "results"))
+    drawn = study_figures.draw(read, study.summarise(read))
+    assert [drawn[name]._suptitle.get_text() for name in ("Q1_How_long", "Q2_From_where")] == ["Long.", "Q2 From where?"]
+    assert len(sweep.read_study(str(made / "study.toml"), "results")) == 42
+
+
+def test_a_question_shows_every_seed_on_an_axis_that_suits(made):
+    read = study.read(str(made / "study.toml"), str(made / "results"))
+    fig = study_figures.question(read, study.summarise(read), "Q2 From where?")
+    cue, pendulum = fig.axes
+    dots = [line.get_xdata() for line in cue.lines if line.get_marker() == "o"]
+    scores = read.runs[(read.runs.case == "PPO, cue") & read.runs.arm.isin(["common", "zero", "no memory"])].score
+    assert sorted(np.concatenate(dots)) == sorted(scores) and len(dots) == 3
+    assert cue.get_xlim() == (0, 1) and cue.get_xlabel() == "share of right choices" and pendulum.get_xlim()[1] == 0
+
+
+def test_a_study_that_is_half_done(made, capsys):
+    """One case is missing, one arm of the other is at three seeds and one has not begun."""
+    (made / "results" / "TD3_pendulum.runs.csv").unlink()
+    path = made / "results" / "PPO_cue.runs.csv"
+    runs = pd.read_csv(path)
+    runs = runs[(runs.arm != "zero") & ((runs.arm != "short") | (runs.seed < 103))]
+    runs.to_csv(path, index=False)
+    table = pd.read_csv(made / "results" / "PPO_cue.csv")
+    table.merge(runs[["arm", "seed"]]).to_csv(made / "results" / "PPO_cue.csv", index=False)
+    rows = draw(made)
+    assert dict(rows.loc["PPO, cue"].n) == {"common": 6, "no memory": 6, "short": 3}
+    assert rows.loc["PPO, cue", "short"].kind == "range" and rows.loc["PPO, cue"].versus.isna()["short"]
+    said = texts(made)
+    assert "15 of 24 runs" in said and "range, n=3" in said and "Unfinished: 15 of 42 runs.\nTD3, pendulum: none yet" in said
+    assert "\u25cb" not in "".join(said[3:])
+    assert "PPO, cue" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize("spoil,says", [
+    (lambda made: (made / "study.toml").unlink(), "No such file"),
+    (lambda made: (made / "study.toml").write_text("seeds = ["), "study.toml"),
+    (lambda made: (made / "study.toml").write_text("seeds = [0]\n[[runs]]\npolicy = 'TD3'\n"), "[[cases]]"),
+    (lambda made: (made / "study.toml").write_text(STUDY.replace("no memory", "none")), "'no memory'"),
+    (lambda made: (made / "study.toml").write_text(STUDY + '[answers]\n"Q9" = "Yes."\n'), "'Q9'"),
+    (lambda made: (made / "results" / "PPO_cue.csv").write_text("step\n1\n"), "PPO_cue"),
+    (lambda made: [path.unlink() for path in (made / "results").iterdir()], "run sweep.py first")])
+def test_what_cannot_be_drawn_is_said_in_one_line(made, spoil, says, capsys):
+    spoil(made)
+    with pytest.raises(SystemExit) as stop:
+        draw(made)
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and re.fullmatch(r"error: [^\n]+\n", error) and says in error
