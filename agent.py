@@ -101,6 +101,7 @@ class Agent:
     offline = False                         # True: it learns from recorded episodes and never acts while training
     buffer_class = Buffer
     numbers = ()                            # names of the numbers that belong to a model, besides the networks' weights
+    not_state = {"spec", "cfg", "device", "targets"}    # attributes that a checkpoint leaves out: the flags make them anew
 
     def __init__(self, spec, cfg, seed, device, actor, critic):
         self.spec, self.cfg, self.device = spec, cfg, device

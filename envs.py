@@ -19,6 +19,7 @@ both alike.
 An id may name the module that registers it, MODULE:ID. The module is looked for in the current folder, too. What an
 environment returns is checked at every step (Checked): a run ends with one line at the first thing that cannot be used.
 """
+import collections
 import contextlib
 import ctypes
 import difflib
@@ -28,14 +29,14 @@ import sys
 import sysconfig
 import traceback
 import warnings
+import zlib
 from functools import partial
 from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
-from checkpoint import Replayable
 
 # Which entries of the observation are positions and which velocities (Ni et al. 2022; contact flags count as positions)
 KEEP = {
@@ -259,6 +260,80 @@ class OneHotAction(gym.ActionWrapper):
 
     def action(self, action):
         return self.start + int(np.argmax(action))
+
+
+class Replayable(gym.Wrapper):
+    """Remembers how the running episode came about, so that another environment of its kind can be brought to the same point."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.began, self.actions, self.checksum, self.copy = {}, [], 0, None
+        self.finished = collections.deque(maxlen=30)                   # episodes, as `save` describes them
+
+    def reset(self, *, seed=None, options=None):
+        if self.actions:
+            self.finished.append(self.save())
+        self.began = {"seed": seed, "generator": self.generator()}
+        if self.copy:
+            with contextlib.suppress(Exception):
+                self.copy.close()
+        self.actions, self.copy = [], None
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.checksum = zlib.crc32(np.asarray(observation).tobytes())
+        return observation, info
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        numbers = np.append(np.asarray(reward, float), [terminated, truncated])
+        self.checksum = zlib.crc32(np.asarray(observation).tobytes() + numbers.tobytes(), self.checksum)
+        return observation, reward, terminated, truncated, info
+
+    def generator(self):
+        """The state of the environment's generator; None: it is of a kind of its own."""
+        bits = getattr(self.unwrapped.np_random, "bit_generator", None)
+        return bits and bits.state
+
+    def all_seen(self):
+        """A checksum of the episode's observations, rewards and ends, and of the generator that later ones will be drawn from."""
+        return zlib.crc32(repr(self.generator()).encode(), self.checksum)
+
+    def save(self):
+        return {**self.began, "actions": torch.from_numpy(np.array(self.actions)), "all_seen": self.all_seen()}
+
+    def begin(self, began):
+        """Begin an episode as another did. The robot of a PyBullet environment shares its generator: it is changed in place."""
+        if began["generator"]:
+            self.unwrapped.np_random.bit_generator.state = began["generator"]
+        self.reset(seed=began["seed"])
+
+    def restore(self, saved):
+        """Play the episode again. Returns whether it was the same to the bit."""
+        self.begin(saved)
+        for action in saved["actions"]:
+            self.step(action.numpy())
+        return self.all_seen() == saved["all_seen"]
+
+    def repeats(self, make):
+        """Is the running episode the same to the bit in a new environment, from `make`? That is kept until the episode ends: a
+        long one is played no more than once."""
+        if self.copy is None:
+            self.copy = make()
+            self.copy.begin(self.began)
+        for action in self.actions[len(self.copy.actions):]:
+            self.copy.step(action)
+        return self.copy.all_seen() == self.all_seen()
+
+    def finished_repeat(self, make, steps):
+        """Are the finished episodes the same in another order? The newest first, until that many steps have been played."""
+        with contextlib.closing(make()) as other:
+            for episode in reversed(self.finished):
+                steps -= len(episode["actions"])
+                if steps < 0:
+                    break
+                if not other.restore(episode):
+                    return False
+        return True
 
 
 @contextlib.contextmanager

@@ -12,15 +12,16 @@ import os
 import re
 import sys
 import typing
-from dataclasses import MISSING, dataclass, fields
+import zlib
+from dataclasses import MISSING, asdict, dataclass, fields
 from types import SimpleNamespace
 
 import torch
 
-import export
 from agent import flag
 from cores import make_core
-from utils import Parser, fail, optional
+from support import models as export
+from support.system import Parser, fail, optional
 
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
             "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
@@ -319,6 +320,22 @@ def check(config, given, algorithm):
         fail(f"--device {config['device']}: no CUDA device is available to this PyTorch; use --device cpu")
     if device[1] and int(device[1]) >= torch.cuda.device_count():
         fail(f"--device {config['device']}: the last CUDA device of this machine is cuda:{torch.cuda.device_count() - 1}")
+
+
+def run_name(run, cfg, algorithm):
+    """Name of a run's files: what was run, every flag that differs from its default, the seed."""
+    memory = ("actor_" if not cfg.recurrent_critic else "critic_" if not cfg.recurrent_actor else "") + cfg.core \
+        if cfg.recurrent_actor or cfg.recurrent_critic else "ff"
+    defaults = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
+    if memory != "ff":
+        defaults.update(algorithm.HyperParameters.recurrent_defaults)
+    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
+    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else v}"
+             for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
+    name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # no system has these in a name
+    if len(name) > 200:                                                # a file's name ends at 255
+        name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
+    return f"{name}_seed={run.seed}"
 
 
 def check_actions(run, cfg, discrete):

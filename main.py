@@ -11,7 +11,7 @@ Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN
 with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. logger.py
 writes curves for TensorBoard and Weights & Biases.
 """
-import console
+from support import console
 
 if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
@@ -29,28 +29,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import data
-import export
-import video
-from checkpoint import (
+from envs import Faulty, env_spec, make_env, make_vector_env
+from flags import HANDLING, check_actions, parse, run_name
+from support import data, video
+from support import models as export
+from support.checkpoint import (
     CannotResume,
     Checkpoints,
     Stop,
     Stopped,
     checked_state_of,
     in_place,
-    keep_going,
     random_state,
     set_random_state,
     set_state,
     state_of,
 )
-from envs import Faulty, env_spec, make_env, make_vector_env
-from flags import HANDLING, check_actions, parse
-from logger import Logger
-from output import Results, commit, finished, versions
-from staleness import Staleness
-from utils import alone, fail, largest, load_checkpoint
+from support.logger import Logger
+from support.models import largest, load_checkpoint
+from support.results import Results, commit, finished, versions
+from support.staleness import Staleness
+from support.system import alone, fail, keep_going
 
 PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
 
@@ -159,7 +158,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
-    results = Results(run, cfg, algorithm)
+    results = Results(run, run_name(run, cfg, algorithm), {**asdict(run), **asdict(cfg)})
     with alone(results.path, PATIENCE if run.resume else 0):
         if run.resume and finished(results.path):
             Checkpoints(results.path, None).remove()                   # if it was killed before it could

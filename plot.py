@@ -22,7 +22,7 @@ picture (answers.png), a figure per question, and whether Delta-Q predicts the l
 
 The same results give the same files, to the byte.
 """
-import console
+from support import console
 
 if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
@@ -45,10 +45,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from flags import NOT_LEARNING, POLICIES, RunFlags, defaults_of, load_policy
-from output import read_info, read_rows
 from support import study, study_figures
+from support.results import read_info, read_rows
 from support.statistics import FEW, INTERVAL, interval
-from utils import Parser, fail
+from support.system import Parser, fail
 
 LAST = 5                                                               # evaluations in the table's number
 MAX_LINES = 6                                                          # in a figure of one panel

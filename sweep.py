@@ -30,7 +30,7 @@ process holds a lock on its RUN.log as long as it lives, and the next one waits 
 (NFS, and Lustre mounted with it). A main.py that is started by hand has a lock of its own, by which the sweep's is then
 refused. On Linux a process whose worker dies gets SIGTERM, so that it does not live on for long.
 """
-import console
+from support import console
 
 if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
@@ -57,13 +57,12 @@ import time
 import tomllib
 from dataclasses import asdict, dataclass
 
-import checkpoint
 from agent import MemoryFlags
 from envs import env_spec, make_env
-from flags import check_actions, defaults_of, parse
-from output import finished, run_name
-from support import tables
-from utils import Parser, fail
+from flags import check_actions, defaults_of, parse, run_name
+from support import checkpoint, tables
+from support.results import finished
+from support.system import Parser, fail
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top", "results_dir": "is a flag of sweep.py's own",

@@ -1,19 +1,9 @@
 """Buffers of sequences; models, files and errors."""
-import argparse
-import contextlib
-import errno
-import importlib
-import io
-import os
-import re
-import sys
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
-from filelock import FileLock, Timeout
 
 
 class Batch(NamedTuple):
@@ -94,6 +84,9 @@ class Buffer:
         precision: of the hidden states kept, "float32" or "float16"
         on_device: keep a copy of all rows on the device, so that a batch is gathered there
     """
+
+    # Attributes that a checkpoint leaves out: rows are saved apart, and there are copies of them
+    not_state = {"device", "rows", "hidden", "_rows", "_hidden", "changed", "device_rows", "device_hidden", "copied"}
 
     def __init__(self, size, state_dim, action_dim, hidden_dim, num_envs=1, seed=0, device="cpu", precision="float32",
                  on_device=False):
@@ -460,121 +453,3 @@ class PrioritisedBuffer(Buffer):
         priority = priority.cpu().double().numpy()
         self.priority[batch.index[:, 0].numpy()] = priority
         self.largest = max(self.largest, priority.max())
-
-
-# ---------------------------------------------------------------------- checkpoints
-
-def regular(path):
-    """The same path if a file is there. Raises OSError if not: to open a pipe would be to wait for ever."""
-    if not os.path.isfile(path):
-        raise OSError(errno.ENOENT, f"{path} is no file")
-    return path
-
-
-def write_file(path, payload):
-    """Write bytes such that at no time there is half a file of this name. Raises OSError, and leaves what was there."""
-    try:
-        with open(path + ".new", "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + ".new", path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".new")
-        raise
-
-
-@contextlib.contextmanager
-def alone(path, patience):
-    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds, in
-    which one that was told to stop may finish its step. The operating system frees the lock of a process that dies."""
-    lock = FileLock(path + ".lock")
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        fail(f"another process is at work on {path}; wait for it, or stop it")
-    except PermissionError:
-        fail(f"{path}.lock is another user's; if nobody is at work on this run, delete it")
-    except (OSError, NotImplementedError) as error:                    # such as a file system without locks
-        print(f"warning: {path}.lock could not be locked ({error}); see that no other process works at this run", file=sys.stderr)
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):
-                os.remove(path + ".lock")
-            lock.release()
-
-
-def pack_model(agent, config, step):
-    """What is needed to rebuild an agent, as the bytes of a file: one dictionary."""
-    file = io.BytesIO()
-    torch.save({"config": config, "step": step, "agent": agent.state_dict()}, file)
-    return file.getvalue()
-
-
-def largest(state):
-    """The largest of all numbers in nested dictionaries, without their signs; NaN if one is."""
-    numbers = [largest(x) if isinstance(x, dict) else float(torch.as_tensor(x).abs().max()) for x in state.values()]
-    return float(np.max([0.0, *numbers]))
-
-
-def load_checkpoint(path):
-    """Read what pack_model made, without executing code from the file.
-
-    It is a zip archive, which holds a checksum of each of its parts. Torch does not look at them, so it is given what has been
-    read by what does.
-
-    Raises:
-        ValueError: with one line that says what is wrong with the file
-    """
-    if not os.path.isfile(path):
-        raise ValueError(f"no model file at '{path}'; --save_model writes <run>.last.pt and <run>.best.pt")
-    try:
-        checked = io.BytesIO()
-        with zipfile.ZipFile(path) as parts, zipfile.ZipFile(checked, "w") as again:
-            if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path):
-                raise ValueError("it is compressed, which Torch's are not, and could be of any size")
-            for part in parts.infolist():
-                again.writestr(part.filename, parts.read(part))
-        checked.seek(0)
-        checkpoint = torch.load(checked, map_location="cpu", weights_only=True)
-    except Exception as error:                                         # of many kinds
-        raise ValueError(f"'{path}' is damaged or not a model of this project ({type(error).__name__}); "
-                         "give a file written by --save_model") from None
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("config"), dict) and type(checkpoint.get("step")) is int
-            and "agent" in checkpoint):
-        raise ValueError(f"'{path}' is not a model of this project; give a file written by --save_model")
-    return checkpoint
-
-
-def optional(module, package):
-    """Import a module that only some flag needs. Raises ValueError, with one line, if its package is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(f"it needs a package; pip install {package}") from None
-
-
-def fail(message):
-    """Bad input: one line on stderr, exit code 2."""
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)     # also where a name that the user gave has several
-    sys.exit(2)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of command lines whose errors are one line."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
-
-    def parse_known_args(self, args=None, namespace=None):
-        for word in sys.argv[1:] if args is None else args:
-            if word.startswith("--") and word.endswith("=--"):         # argparse takes this for an empty list
-                self.error(f"argument {word[:-3]}: expected one argument")
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message):
-        fail(message + " (--help lists all flags)")

@@ -30,9 +30,9 @@ import torch.nn as nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import main  # noqa: E402
-import output  # noqa: E402
 from envs import EnvSpec  # noqa: E402
 from networks import target_of  # noqa: E402
+from support import results as output  # noqa: E402
 from utils import Buffer  # noqa: E402
 
 S, A = 15, 3

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from support import statistics, tables
-from utils import fail
+from support.system import fail
 
 COMMON, NONE, LAST = "common", "no memory", 5
 

@@ -17,8 +17,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from output import read_info, read_rows
-from utils import alone, regular, write_file
+from support.results import read_info, read_rows
+from support.system import alone, regular, write_file
 
 STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last"]
 

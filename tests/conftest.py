@@ -12,9 +12,9 @@ import torch.nn as nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)
 
-import data  # noqa: E402
 from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
+from support import data  # noqa: E402
 from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)

@@ -33,10 +33,10 @@ from conftest import (
 )
 
 import BCQ
-import data
 import envs
 import main
 from agent import Agent
+from support import data
 from utils import Buffer
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))

@@ -28,15 +28,15 @@ import torch
 from conftest import SPEC, RandomAgent, Toy, make_buffer, make_off_policy, record
 from filelock import FileLock
 
-import export
 import main
-import output
 import TD3
 import utils
-from checkpoint import (
+from envs import Replayable
+from support import models as export
+from support import results as output
+from support.checkpoint import (
     CannotResume,
     Checkpoints,
-    Replayable,
     checked_state_of,
     pack,
     random_state,

@@ -8,9 +8,9 @@ import time
 import pytest
 from tqdm import tqdm
 
-import console
 import sweep
-from output import finished
+from support import console
+from support.results import finished
 
 HERE = os.path.dirname(os.path.abspath(console.__file__))
 TRAINING = ("main.py --env Pendulum-v1 --max_timesteps 40 --eval_freq 20 --eval_episodes 1 --start_timesteps 30 --batch_size 8 "

@@ -12,9 +12,9 @@ from conftest import DISCRETE_SPEC, LENGTHS, SPEC, RandomAgent, Toy, make_buffer
 from test_checkpoint import agent_class, data_sets, differences, flags, outcome, path_of, play  # noqa: F401 (a fixture)
 
 import main
-import staleness
 from agent import MemoryFlags
 from cores import make_core
+from support import staleness
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
               pytest.mark.filterwarnings("error:RNN module weights are not part")]       # then cuDNN copies them at every call

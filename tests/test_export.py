@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_main import RECURRENT, RUNS, all_flags, data_sets, evaluations, name_of, refused, run, tiny  # noqa: F401
 
-import export
 import main
-import output
 import plot
+from support import models as export
+from support import results as output
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 

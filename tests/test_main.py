@@ -25,11 +25,11 @@ import test_envs  # noqa: F401  (registers toy environments)
 import torch
 from conftest import record
 
-import export
 import main
-import output
 from agent import MemoryFlags
 from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse
+from support import models as export
+from support import results as output
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
 SMALL = {

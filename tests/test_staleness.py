@@ -12,7 +12,7 @@ from conftest import DISCRETE_SPEC, LENGTHS, OFF_POLICY, RECURRENT, SMALL, SPEC,
 from test_main import SHORT, evaluations, same_weights, tiny, weights
 
 import main
-import staleness
+from support import staleness
 from utils import Buffer
 
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1"]

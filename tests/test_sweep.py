@@ -16,10 +16,10 @@ import pytest
 from test_main import evaluations, tiny
 
 import main
-import output
 import sweep
+from support import results as output
 from support import tables
-from utils import write_file
+from support.system import write_file
 
 ARM = '[[runs]]\npolicy = "PPO"\nenv = "Cue10-v0"\n'
 

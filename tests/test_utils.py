@@ -15,7 +15,9 @@ from scipy import stats
 import TD3
 from envs import EnvSpec
 from networks import MLP, adam, soft_update
-from utils import Buffer, PrioritisedBuffer, fail, load_checkpoint, pack_model
+from support.models import load_checkpoint, pack_model
+from support.system import fail
+from utils import Buffer, PrioritisedBuffer
 
 ROOT = pathlib.Path(__file__).parent.parent
 # One-step episodes, long ones, one that the ring has cut, ones still running

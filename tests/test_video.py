@@ -10,9 +10,9 @@ from test_main import RECURRENT, data_sets, evaluations, name_of, refused, run, 
 
 import envs
 import main
-import output
 import plot
-import video
+from support import results as output
+from support import video
 
 HOPPER = "HopperBulletEnv-v0"
 

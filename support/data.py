@@ -18,7 +18,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from utils import regular
+from support.system import regular
 
 NUMBERS, WHOLE = "biuf", "biu"                                         # kinds of NumPy's types
 EXAMPLE = "such as hopper/td3-v0: letters, digits, - and _, in folders if you like, and a version at the end"

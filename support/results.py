@@ -1,4 +1,4 @@
-"""What a run writes: its name, RUN.csv with a line per evaluation episode, RUN.json with all flags, versions and the commit."""
+"""What a run writes: RUN.csv with a line per evaluation episode, RUN.json with all flags, versions and the commit."""
 import contextlib
 import csv
 import importlib.metadata
@@ -6,34 +6,13 @@ import io
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
-import zlib
-from dataclasses import asdict
 
-from checkpoint import keep_going
-from flags import NOT_LEARNING, RunFlags, check_saved, defaults_of
-from logger import events_folder
-from utils import fail, regular, write_file
-
-
-def run_name(run, cfg, algorithm):
-    """Name of a run's files: what was run, every flag that differs from its default, the seed."""
-    memory = ("actor_" if not cfg.recurrent_critic else "critic_" if not cfg.recurrent_actor else "") + cfg.core \
-        if cfg.recurrent_actor or cfg.recurrent_critic else "ff"
-    defaults = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
-    if memory != "ff":
-        defaults.update(algorithm.HyperParameters.recurrent_defaults)
-    silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
-    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else v}"
-             for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
-    name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # no system has these in a name
-    if len(name) > 200:                                                # a file's name ends at 255
-        name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
-    return f"{name}_seed={run.seed}"
+from flags import check_saved
+from support.system import events_folder, fail, keep_going, regular, write_file
 
 
 def read_info(path):
@@ -76,8 +55,8 @@ def finished(path):
 class Results:
     """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
 
-    def __init__(self, run, cfg, algorithm):
-        self.path = os.path.join(run.results_dir, run_name(run, cfg, algorithm))
+    def __init__(self, run, name, config):
+        self.path = os.path.join(run.results_dir, name)
         for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt", ".checkpoint")):
             if os.path.exists(old) and not (run.overwrite or run.resume):
                 fail(f"{old} exists; add --resume to go on with that run, --overwrite to replace it, or choose another "
@@ -89,7 +68,7 @@ class Results:
         except OSError as error:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
         self.lines = ["step,episode,return,length,seconds"]
-        self.info = dict(config={**asdict(run), **asdict(cfg)}, command=" ".join(sys.argv), commit=commit(), finished=False,
+        self.info = dict(config=config, command=" ".join(sys.argv), commit=commit(), finished=False,
                          versions={**versions(), "machine": processor()})
 
     def begin(self):

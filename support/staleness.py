@@ -27,8 +27,7 @@ Random numbers are the measurement's own: with and without it a run is the same,
 import numpy as np
 import torch
 
-from checkpoint import keep_going
-from utils import write_file
+from support.system import keep_going, write_file
 
 WINDOWS = 64                                                           # in a measurement, at most
 CHUNK = 128                                                            # steps of the past unrolled at once: bounds the memory

@@ -17,7 +17,6 @@ A file begins with its checksum and is written under another name, flushed and r
 was complete once. If the newest checkpoint is damaged, the one before it is used; both need the files with older rows, which are
 there once, since a second copy would be as large as the buffer. Nothing is unpickled that could execute code.
 """
-import collections
 import contextlib
 import io
 import os
@@ -29,15 +28,11 @@ import sys
 import types
 import zlib
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-from utils import Buffer, write_file
+from support.system import write_file
 
-AGENT_HAS = {"spec", "cfg", "device", "targets"}                       # beside its state: made from the flags
-BUFFER_HAS = {"device", "rows", "hidden", "_rows", "_hidden", "changed",    # kept apart
-              "device_rows", "device_hidden", "copied"}                # copies of these
 IN_PLACE = "in place"                                                  # the kind of what is not made anew, but changed
 PLAIN = (bool, int, float, str, type(None))
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
@@ -46,15 +41,6 @@ SPARSE = 0.5                                                           # a file 
 
 
 # ---------------------------------------------------------------------- files
-
-@contextlib.contextmanager
-def keep_going(what):
-    """A full disk or a folder that is gone is told, and does not end the run."""
-    try:
-        yield
-    except OSError as error:
-        print(f"warning: {what} could not be written ({error.strerror}); training goes on", file=sys.stderr, flush=True)
-
 
 def pack(state):
     """A dictionary of plain values and tensors -> bytes, checksum first."""
@@ -150,8 +136,7 @@ def in_place(state):
 
 def changing(thing):
     """The attributes of an agent or a buffer that are its state, by name."""
-    apart = BUFFER_HAS if isinstance(thing, Buffer) else AGENT_HAS
-    return {name: value for name, value in vars(thing).items() if name not in apart and not isinstance(value, FUNCTIONS)}
+    return {name: value for name, value in vars(thing).items() if name not in thing.not_state and not isinstance(value, FUNCTIONS)}
 
 
 def encode(value, name):
@@ -201,80 +186,6 @@ def set_random_state(state):
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-class Replayable(gym.Wrapper):
-    """Remembers how the running episode came about, so that another environment of its kind can be brought to the same point."""
-
-    def __init__(self, env):
-        super().__init__(env)
-        self.began, self.actions, self.checksum, self.copy = {}, [], 0, None
-        self.finished = collections.deque(maxlen=30)                   # episodes, as `save` describes them
-
-    def reset(self, *, seed=None, options=None):
-        if self.actions:
-            self.finished.append(self.save())
-        self.began = {"seed": seed, "generator": self.generator()}
-        if self.copy:
-            with contextlib.suppress(Exception):
-                self.copy.close()
-        self.actions, self.copy = [], None
-        observation, info = self.env.reset(seed=seed, options=options)
-        self.checksum = zlib.crc32(np.asarray(observation).tobytes())
-        return observation, info
-
-    def step(self, action):
-        self.actions.append(np.array(action))
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        numbers = np.append(np.asarray(reward, float), [terminated, truncated])
-        self.checksum = zlib.crc32(np.asarray(observation).tobytes() + numbers.tobytes(), self.checksum)
-        return observation, reward, terminated, truncated, info
-
-    def generator(self):
-        """The state of the environment's generator; None: it is of a kind of its own."""
-        bits = getattr(self.unwrapped.np_random, "bit_generator", None)
-        return bits and bits.state
-
-    def all_seen(self):
-        """A checksum of the episode's observations, rewards and ends, and of the generator that later ones will be drawn from."""
-        return zlib.crc32(repr(self.generator()).encode(), self.checksum)
-
-    def save(self):
-        return {**self.began, "actions": torch.from_numpy(np.array(self.actions)), "all_seen": self.all_seen()}
-
-    def begin(self, began):
-        """Begin an episode as another did. The robot of a PyBullet environment shares its generator: it is changed in place."""
-        if began["generator"]:
-            self.unwrapped.np_random.bit_generator.state = began["generator"]
-        self.reset(seed=began["seed"])
-
-    def restore(self, saved):
-        """Play the episode again. Returns whether it was the same to the bit."""
-        self.begin(saved)
-        for action in saved["actions"]:
-            self.step(action.numpy())
-        return self.all_seen() == saved["all_seen"]
-
-    def repeats(self, make):
-        """Is the running episode the same to the bit in a new environment, from `make`? That is kept until the episode ends: a
-        long one is played no more than once."""
-        if self.copy is None:
-            self.copy = make()
-            self.copy.begin(self.began)
-        for action in self.actions[len(self.copy.actions):]:
-            self.copy.step(action)
-        return self.copy.all_seen() == self.all_seen()
-
-    def finished_repeat(self, make, steps):
-        """Are the finished episodes the same in another order? The newest first, until that many steps have been played."""
-        with contextlib.closing(make()) as other:
-            for episode in reversed(self.finished):
-                steps -= len(episode["actions"])
-                if steps < 0:
-                    break
-                if not other.restore(episode):
-                    return False
-        return True
 
 
 # ---------------------------------------------------------------------- checkpoints

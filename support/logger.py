@@ -24,16 +24,10 @@ import time
 import numpy as np
 import torch
 
-from checkpoint import keep_going
-from staleness import values_of, windows_of
-from utils import fail
+from support.staleness import values_of, windows_of
+from support.system import events_folder, fail, keep_going
 
 PROJECT = "memory-in-rl"                                               # its name at Weights & Biases
-
-
-def events_folder(path):
-    """Where the event files of a run lie. path: of its results, without an ending."""
-    return os.path.join(os.path.dirname(path), "tensorboard", os.path.basename(path))
 
 
 class Logger:

@@ -9,17 +9,61 @@ Reading executes no code: numbers and text are all there is. A test of the folde
 Flags that name places on the machine, or a GPU that another may lack (PRIVATE), are left out.
 """
 import hashlib
+import io
 import json
 import os
+import zipfile
 
 import numpy as np
+import torch
 
-from checkpoint import keep_going
-from utils import load_checkpoint, optional, pack_model, regular, write_file
+from support.system import keep_going, optional, regular, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
 NOISE = ("flicker", "obs_noise", "sensor_dropout")
+
+
+def pack_model(agent, config, step):
+    """What is needed to rebuild an agent, as the bytes of a file: one dictionary."""
+    file = io.BytesIO()
+    torch.save({"config": config, "step": step, "agent": agent.state_dict()}, file)
+    return file.getvalue()
+
+
+def largest(state):
+    """The largest of all numbers in nested dictionaries, without their signs; NaN if one is."""
+    numbers = [largest(x) if isinstance(x, dict) else float(torch.as_tensor(x).abs().max()) for x in state.values()]
+    return float(np.max([0.0, *numbers]))
+
+
+def load_checkpoint(path):
+    """Read what pack_model made, without executing code from the file.
+
+    It is a zip archive, which holds a checksum of each of its parts. Torch does not look at them, so it is given what has been
+    read by what does.
+
+    Raises:
+        ValueError: with one line that says what is wrong with the file
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"no model file at '{path}'; --save_model writes <run>.last.pt and <run>.best.pt")
+    try:
+        checked = io.BytesIO()
+        with zipfile.ZipFile(path) as parts, zipfile.ZipFile(checked, "w") as again:
+            if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path):
+                raise ValueError("it is compressed, which Torch's are not, and could be of any size")
+            for part in parts.infolist():
+                again.writestr(part.filename, parts.read(part))
+        checked.seek(0)
+        checkpoint = torch.load(checked, map_location="cpu", weights_only=True)
+    except Exception as error:                                         # of many kinds
+        raise ValueError(f"'{path}' is damaged or not a model of this project ({type(error).__name__}); "
+                         "give a file written by --save_model") from None
+    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("config"), dict) and type(checkpoint.get("step")) is int
+            and "agent" in checkpoint):
+        raise ValueError(f"'{path}' is not a model of this project; give a file written by --save_model")
+    return checkpoint
 
 
 class Models:

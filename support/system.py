@@ -1,0 +1,99 @@
+"""What all the others need of the system: files that are whole or not there, locks, lines of error, the command line."""
+import argparse
+import contextlib
+import errno
+import importlib
+import os
+import re
+import sys
+
+from filelock import FileLock, Timeout
+
+
+def fail(message):
+    """Bad input: one line on stderr, exit code 2."""
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)     # also where a name that the user gave has several
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command lines whose errors are one line."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and word.endswith("=--"):         # argparse takes this for an empty list
+                self.error(f"argument {word[:-3]}: expected one argument")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message):
+        fail(message + " (--help lists all flags)")
+
+
+
+def optional(module, package):
+    """Import a module that only some flag needs. Raises ValueError, with one line, if its package is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f"it needs a package; pip install {package}") from None
+
+
+def regular(path):
+    """The same path if a file is there. Raises OSError if not: to open a pipe would be to wait for ever."""
+    if not os.path.isfile(path):
+        raise OSError(errno.ENOENT, f"{path} is no file")
+    return path
+
+
+def write_file(path, payload):
+    """Write bytes such that at no time there is half a file of this name. Raises OSError, and leaves what was there."""
+    try:
+        with open(path + ".new", "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".new", path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".new")
+        raise
+
+
+@contextlib.contextmanager
+def keep_going(what):
+    """A full disk or a folder that is gone is told, and does not end the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {what} could not be written ({error.strerror}); training goes on", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def alone(path, patience):
+    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds, in
+    which one that was told to stop may finish its step. The operating system frees the lock of a process that dies."""
+    lock = FileLock(path + ".lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        fail(f"another process is at work on {path}; wait for it, or stop it")
+    except PermissionError:
+        fail(f"{path}.lock is another user's; if nobody is at work on this run, delete it")
+    except (OSError, NotImplementedError) as error:                    # such as a file system without locks
+        print(f"warning: {path}.lock could not be locked ({error}); see that no other process works at this run", file=sys.stderr)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                os.remove(path + ".lock")
+            lock.release()
+
+
+def events_folder(path):
+    """Where the event files of a run lie. path: of its results, without an ending."""
+    return os.path.join(os.path.dirname(path), "tensorboard", os.path.basename(path))
