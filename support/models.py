@@ -108,7 +108,8 @@ class Models:
         return {"best": self.best, "held": {which: self.held[which] for which in self.unwritten}}
 
     def restore(self, saved):
-        self.best, self.held, self.unwritten = saved["best"], saved["held"], set(saved["held"])
+        self.best, self.unwritten = saved["best"], {"best", "last"} & set(saved["held"])
+        self.held = {which: saved["held"][which] for which in sorted(self.unwritten)}
 
 
 # ---------------------------------------------------------------------- writing
