@@ -116,6 +116,7 @@ class BCQ(Agent):
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # each of its weights gets one loss's gradient
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.critic_remembers = True                                            # it chooses among the actor's candidates
+        self.updates = 0
 
     @torch.no_grad()
     def act(self, history, hidden, explore=True):
@@ -133,8 +134,13 @@ class BCQ(Agent):
         action = action.view(n, N, -1)[best, torch.arange(N)]                   # (N, action_dim)
         return action.cpu().numpy(), torch.cat([next_hidden_actor, next_hidden_critic], -1).cpu().numpy()
 
+    def ready(self, buffer):
+        """Is an update due? One is at each step, as nothing is stepped but time."""
+        return self.updates < self.steps
+
     def train(self, buffer):
         """One update."""
+        self.updates += 1
         cfg, actor, n = self.cfg, self.actor, self.cfg.target_candidates
 
         # Sample windows of recorded steps: their states, and the state after the last one

@@ -141,6 +141,9 @@ class R2D1(Agent):
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, actions), squashed
 
+    def in_rewards(self, values):
+        return self.unsquash(values)
+
     def train(self, buffer):
         """One update."""
         cfg = self.cfg

@@ -131,6 +131,10 @@ class Agent:
         """The critic's values of a batch's N steps, (N, n) or (2, N, n), from its core's features (N, feature_size)."""
         return self.critic.head(features, batch.action)
 
+    def in_rewards(self, values):
+        """What `values` are worth in rewards, undone the scale that they are learned in."""
+        return values * vars(self).get("return_scale", 1)
+
     def ready(self, buffer):
         """Is an update due? As many are as keep `replay_ratio` stored steps trained on per step in the environment."""
         return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size

@@ -21,35 +21,23 @@ import math
 import random
 import shlex
 import sys
-import time
 import zlib
 from dataclasses import asdict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from envs import Faulty, env_spec, make_env, make_vector_env
 from flags import HANDLING, check_actions, parse, run_name
 from support import data, video
 from support import models as export
-from support.checkpoint import (
-    CannotResume,
-    Checkpoints,
-    Stop,
-    Stopped,
-    checked_state_of,
-    in_place,
-    random_state,
-    set_random_state,
-    set_state,
-    state_of,
-)
+from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
 from support.logger import Logger
-from support.models import largest, load_checkpoint
+from support.models import Models, largest, load_checkpoint
+from support.progress import Progress
 from support.results import Results, commit, finished, versions
 from support.staleness import Staleness
-from support.system import alone, fail, keep_going
+from support.system import Listeners, alone, fail
 
 PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
 
@@ -107,7 +95,8 @@ def test(run, agent, env, spec, checkpoint):
 class Interaction:
     """Act, step, add. Iterating over it takes steps and yields how many there have been, over all environments."""
 
-    def __init__(self, agent, envs, buffer, cfg, spec, seed):
+    def __init__(self, agent, envs, buffer, cfg, spec, seed, env_id=""):
+        self.env_id = env_id
         self.agent, self.envs, self.buffer, self.cfg = agent, envs, buffer, cfg
         self.step = 0
         self.state, _ = envs.reset(seed=seed)
@@ -139,16 +128,47 @@ class Interaction:
                 **{name: torch.from_numpy(getattr(self, name)) for name in ("state", "row", "hidden")}}
 
     def restore(self, saved, step):
-        """Go on after a checkpoint. Returns whether the environments are back where they were."""
+        """Go on after a checkpoint. Raises CannotResume if the environments are not back where they were."""
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
-        return all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)])
+        if not all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]):
+            raise CannotResume(f"an episode of {self.env_id} does not repeat itself, so the run cannot go on where it was")
+
+
+class Updates:
+    """The steps of an agent that learns from recorded episodes: a step is an update, and nothing is acted."""
+    envs = acted_from = None
+
+    def __init__(self, agent, buffer, cfg):
+        self.agent, self.cfg, self.step = agent, cfg, 0
+        self.checksum = zlib.crc32(buffer.rows.numpy())                # of the data set
+
+    def __iter__(self):
+        while self.step < self.cfg.max_timesteps:
+            self.step += 1
+            self.agent.steps = self.step
+            yield self.step
+
+    def save(self):
+        """For a checkpoint."""
+        return {"checksum": self.checksum}
+
+    def restore(self, saved, step):
+        """Go on after a checkpoint. Raises CannotResume if the data are others."""
+        self.step = step
+        if saved["checksum"] != self.checksum:
+            raise CannotResume(f"the data set {self.cfg.dataset} is not the one that the run was started with")
+
+
+class Diverged(Exception):
+    """Training has led to numbers that are not finite. Argument: these, by name."""
 
 
 def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     """Make the buffer and the results' files, and run the loop. An offline agent gets recorded episodes and no environments."""
-    size = data.rows(episodes) if envs is None else agent.buffer_size()
+    offline, unit = envs is None, "update" if envs is None else "step"
+    size = data.rows(episodes) if offline else agent.buffer_size()
     kind = agent.buffer_class
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.stored_precision)
     print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full" +
@@ -158,169 +178,106 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
         fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
-    results = Results(run, run_name(run, cfg, algorithm), {**asdict(run), **asdict(cfg)})
-    with alone(results.path, PATIENCE if run.resume else 0):
-        if run.resume and finished(results.path):
-            Checkpoints(results.path, None).remove()                   # if it was killed before it could
-            print(f"{results.path}.csv is there already: this run has finished")
-        else:
-            loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results)
-
-
-def loop(run, cfg, agent, envs, eval_env, spec, episodes, buffer, results):
-    """Act, step, add, train when the agent says so, evaluate. For an offline agent a step is an update: its episodes are added
-    beforehand."""
-    offline = envs is None
-    if offline:
-        data.fill(buffer, episodes)
-        results.info["data"] = data.summary(episodes)
-        print(f"data set {cfg.dataset}: {', '.join(f'{k} {v:,}' for k, v in results.info['data'].items())}", flush=True)
-    staleness = Staleness(results.path, run.eval_freq, agent, buffer) if run.staleness else None
-    interaction = None if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed)
     config = {**asdict(run), **asdict(cfg)}
-    logger = Logger(results.path, run, config, agent, buffer) if run.tensorboard or run.wandb else None
-    models, best, report, step = export.Models(results.path), -math.inf, "", 0
+    results = Results(run, run_name(run, cfg, algorithm), config)
+    path = results.path
+    with alone(path, PATIENCE if run.resume else 0):
+        if run.resume and finished(path):
+            Checkpoints(path, None).remove()                           # if it was killed before it could
+            print(f"{path}.csv is there already: this run has finished")
+            return
+        if offline:
+            data.fill(buffer, episodes)
+            results.info["data"] = data.summary(episodes)
+            print(f"data set {cfg.dataset}: {', '.join(f'{k} {v:,}' for k, v in results.info['data'].items())}", flush=True)
+        steps = Updates(agent, buffer, cfg) if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed, run.env)
+        checkpoints = Checkpoints(path, None if offline else buffer)
+        logger = Logger(path, run, config, agent, buffer, lambda: steps.acted_from) if run.tensorboard or run.wandb else None
+        staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
+        kept = Models(path, agent, config) if run.save_model else None
+        # The logger first: it may be refused. Results before what is written beside them
+        progress = Progress(cfg.max_timesteps, unit)
+        listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
+        saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)
+        try:
+            loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new=not saved)
+        except Exception as error:                                     # such as a distribution that refuses NaN
+            weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
+            if isinstance(error, Diverged) or not weight < 1e6:
+                listeners.close()
+                fail_nan(steps.step, error.args[0] if isinstance(error, Diverged) else {"the largest weight": weight}, path, run)
+            if isinstance(error, Faulty):
+                raise Faulty(f"{error}, after {unit} {steps.step:,} of the run; results so far are in {path}.csv") from error
+            raise
+        finally:
+            listeners.close()
+        missing = kept.missing() if kept else []
+        if missing or not results.finish(staleness):
+            print(f"error: the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
+                  "room, then run the same command with --resume", file=sys.stderr)
+            sys.exit(1)
+        checkpoints.remove()
+        print(f"{path}.csv written, best evaluation {results.best:.1f}")
 
-    # Go on from a checkpoint, or start
-    checkpoints = Checkpoints(results.path, None if offline else buffer)
-    data_checksum = zlib.crc32(buffer.rows.numpy()) if offline else None
+
+def begin(run, checkpoints, steps, agent, buffer, listeners, config):
+    """Go on from a checkpoint, if --resume finds one, or start anew. Returns the checkpoint, or None. Exits with 2 if it is of
+    another run."""
     try:
         saved = resume(checkpoints, config) if run.resume else None
         if saved:
-            if saved["data_checksum"] != data_checksum:
-                fail(f"--resume: the data set {cfg.dataset} is not the one that the run was started with")
-            step, best = saved["step"], saved["best"]
             set_state(agent, saved["agent"])
             set_state(buffer, saved["buffer"])
-            if not offline and not interaction.restore(saved["interaction"], step):
-                fail(f"--resume: an episode of {run.env} does not repeat itself, so the run cannot go on where it was; "
-                     "--overwrite starts it anew")
-            if logger:
-                logger.begin(step, saved["logger"])
+            steps.restore(saved["steps"], saved["step"])
+        listeners.begin(*(saved["step"], saved["listeners"]) if saved else ())
+        if saved:
             set_random_state(saved["random"])                          # from here on nothing may be drawn before the next step
-            results.restore(saved["results"], step)
-            models.restore(saved["models"])
-            if staleness:
-                staleness.restore(saved["staleness"])
-            print(f"going on from step {step:,}", flush=True)
+            print(f"going on from step {saved['step']:,}", flush=True)
+    except CannotResume as error:
+        fail(f"--resume: {error}; --overwrite starts it anew")
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        if not run.resume:
+            raise
         fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
              "--overwrite to start anew")
-    if not saved:
-        if logger:
-            logger.begin()                                             # first: it may be refused
-        checkpoints.remove()
-        results.begin()
-        if staleness:
-            staleness.write()
-
     if run.checkpoint_freq:
         with checkpoints.if_possible():
             if run.record:
                 raise CannotResume("--record needs all of a run's episodes")
-            checked_state_of(buffer)
-            made = in_place(checked_state_of(agent))
+            checkpoints.watch(agent, buffer)
+    return saved
 
-    def checkpoint():
-        with checkpoints.if_possible():
-            if not offline:
-                checkpoints.check_repeats(envs, run.env)
-            state = dict(step=step, best=best, config=config, data_checksum=data_checksum, agent=state_of(agent),
-                         buffer=state_of(buffer), random=random_state(), results=results.save(), models=models.save(),
-                         staleness=staleness and staleness.save(), logger=logger and logger.save(),
-                         interaction=None if offline else interaction.save())
-            if later := in_place(state["agent"]) - made:
-                raise CannotResume(f"{run.policy}.{min(later)} was not there at the start, so nothing can be loaded into it")
-            if {**asdict(run), **asdict(cfg)} != config:
-                raise CannotResume("the flags are not what they were at the start; what an agent changes, it should keep apart")
-            with keep_going(f"the checkpoint of step {step:,}"):
-                checkpoints.save(step, state)
 
-    unit = "update" if offline else "step"
-    first, begun = step, None                                          # begun: step and time of the first update
-    # A bar on a terminal; in a file a line per evaluation
-    bar = tqdm(total=cfg.max_timesteps, initial=step, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-
+def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new):
+    """Act, step, add, train when the agent says so, evaluate. Listeners are told what happens. new: it begins at step 0."""
     def evaluation():
-        nonlocal best, report
-        if not math.isfinite(largest(agent.state_dict())):
-            bar.close()
-            fail_nan(step, {"the largest weight": largest(agent.state_dict())}, results.path, run)
-        returns, lengths = evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000)
-        results.add(step, returns, lengths)
-        if staleness:
-            staleness.write()                                          # again, should it have been lost
-        if logger:
-            logger.write(step, "evaluation", {"return_mean": np.mean(returns), "return_std": np.std(returns),
-                                              "episode_length": np.mean(lengths)})
-        if run.save_model:
-            models.evaluated(np.mean(returns), agent, config, step)
-        best = max(best, float(np.mean(returns)))
-        report = f"return {np.mean(returns):.1f}"
-        if bar.disable:
-            steps, seconds = (step - begun[0], time.monotonic() - begun[1]) if begun else (0, 0)
-            left = max(0, cfg.max_timesteps - step)
-            progress = ""
-            if steps and seconds:
-                progress = f", {steps / seconds:.0f} {unit}s/s, {left / steps * seconds / 60:.1f} min left"
-            print(f"{unit} {step:,} of {cfg.max_timesteps:,}: {report} +- {np.std(returns):.1f}{progress}", flush=True)
-        bar.set_postfix_str(report)
-
-    def update():
-        nonlocal begun
-        begun = begun or (step, time.monotonic())                      # the steps before cost next to nothing
-        row = staleness.measure_if_due(step) if staleness else None
-        if logger:
-            logger.before_update(step)
-            if row:
-                logger.write(row.pop("step"), "staleness", row)
-        losses = agent.train(buffer)
-        if not all(math.isfinite(loss) for loss in losses.values()):
-            bar.close()
-            fail_nan(step, losses, results.path, run)
-        if logger:
-            logger.after_update(step, losses, None if offline else interaction.acted_from)
+        weight = largest(agent.state_dict())
+        if not math.isfinite(weight):
+            raise Diverged({"the largest weight": weight})
+        listeners.evaluated(steps.step, *evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000))
 
     def due(freq):
-        return freq and step // freq > (step - cfg.num_envs) // freq
+        return freq and steps.step // freq > (steps.step - cfg.num_envs) // freq
 
-    try:
-        if not saved:
-            evaluation()
-        with Stop() as stop:
-            for step in range(first + 1, cfg.max_timesteps + 1) if offline else interaction:
-                if offline:
-                    update()
-                else:
-                    while agent.ready(buffer):
-                        update()
-                bar.update(cfg.num_envs)
-                if due(run.eval_freq) or step >= cfg.max_timesteps:
-                    evaluation()
-                keep = run.checkpoint_freq and checkpoints.possible and step < cfg.max_timesteps
-                if keep and (due(run.checkpoint_freq) or stop.signal):
-                    checkpoint()
-                if stop.signal and step < cfg.max_timesteps:
-                    bar.close()
-                    raise Stopped(stop.signal, bool(checkpoints.steps()))
-    except Exception as error:                                         # such as a distribution that refuses NaN
-        weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
-        bar.close()
-        if weight < 1e6:
-            if isinstance(error, Faulty):
-                raise Faulty(f"{error}, after {unit} {step:,} of the run; results so far are in {results.path}.csv") from error
-            raise
-        fail_nan(step, {"the largest weight": weight}, results.path, run)
-    bar.close()
-    if logger:
-        logger.close()
-    missing = models.missing() if run.save_model else []
-    if missing or not results.finish(staleness):
-        print(f"error: the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
-              "room, then run the same command with --resume", file=sys.stderr)
-        sys.exit(1)
-    checkpoints.remove()
-    print(f"{results.path}.csv written, best evaluation {best:.1f}")
+    if new:
+        evaluation()
+    with Stop() as stop:
+        for step in steps:
+            while agent.ready(buffer):
+                listeners.before_update(step)
+                losses = agent.train(buffer)
+                if not all(math.isfinite(loss) for loss in losses.values()):
+                    raise Diverged(losses)
+                listeners.after_update(step, losses)
+            listeners.stepped(step)
+            if due(run.eval_freq) or step >= cfg.max_timesteps:
+                evaluation()
+            keep = run.checkpoint_freq and checkpoints.possible and step < cfg.max_timesteps
+            if keep and (due(run.checkpoint_freq) or stop.signal):
+                with checkpoints.if_possible():
+                    checkpoints.save_run(agent, buffer, steps, listeners, {**asdict(run), **asdict(cfg)}, config)
+            if stop.signal and step < cfg.max_timesteps:
+                raise Stopped(stop.signal, bool(checkpoints.steps()))
 
 
 def resume(checkpoints, config):

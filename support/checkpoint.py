@@ -31,7 +31,7 @@ import zlib
 import numpy as np
 import torch
 
-from support.system import write_file
+from support.system import Listener, keep_going, write_file
 
 IN_PLACE = "in place"                                                  # the kind of what is not made anew, but changed
 PLAIN = (bool, int, float, str, type(None))
@@ -136,7 +136,8 @@ def in_place(state):
 
 def changing(thing):
     """The attributes of an agent or a buffer that are its state, by name."""
-    return {name: value for name, value in vars(thing).items() if name not in thing.not_state and not isinstance(value, FUNCTIONS)}
+    return {name: value for name, value in vars(thing).items()
+            if name not in thing.not_state and not isinstance(value, FUNCTIONS)}
 
 
 def encode(value, name):
@@ -190,13 +191,15 @@ def set_random_state(state):
 
 # ---------------------------------------------------------------------- checkpoints
 
-class Checkpoints:
+class Checkpoints(Listener):
     """The folder of checkpoints of one run.
 
     Args:
         path: of the run's results, without an ending
         buffer: whose rows are written; None: none are (an offline agent's come from its data set)
     """
+
+    key = "checkpoints"
 
     def __init__(self, path, buffer):
         self.folder, self.buffer = path + ".checkpoint", buffer
@@ -219,6 +222,36 @@ class Checkpoints:
                 self.remove()
             more, less = ("more ", "") if self.steps() else ("", ", and cannot be resumed")
             print(f"no {more}checkpoints: {error}; the run goes on without{less}", flush=True)
+
+    def begin(self, step, saved):
+        if saved is None:
+            self.remove()                                              # those of an earlier run
+
+    def save(self):
+        return {}                                                      # a state, though an empty one: a run that goes on has one
+
+    def watch(self, agent, buffer):
+        """Raises CannotResume if the state of one is of a kind that could not be saved, so that this is known at the start."""
+        checked_state_of(buffer)
+        self.made = in_place(checked_state_of(agent))
+
+    def save_run(self, agent, buffer, steps, listeners, config, started_with):
+        """Write a checkpoint of a run. Raises CannotResume if it could not be used; a full disk is only told.
+
+        Args:
+            steps: main.py's Interaction or Updates
+            config: all flags of the run, as they are now; started_with: as they were at its start
+        """
+        if steps.envs:
+            self.check_repeats(steps.envs, config["env"])
+        state = dict(step=steps.step, config=started_with, agent=state_of(agent), buffer=state_of(buffer),
+                     random=random_state(), steps=steps.save(), listeners=listeners.save())
+        if later := in_place(state["agent"]) - self.made:
+            raise CannotResume(f"{config['policy']}.{min(later)} was not there at the start, so nothing can be loaded into it")
+        if config != started_with:
+            raise CannotResume("the flags are not what they were at the start; what an agent changes, it should keep apart")
+        with keep_going(f"the checkpoint of step {steps.step:,}"):
+            self.write(steps.step, state)
 
     def check_repeats(self, envs, env_id):
         """Raises Unrepeatable if an episode is not a function of its beginning and its actions.
@@ -250,7 +283,7 @@ class Checkpoints:
     def name(self, step, kind):
         return os.path.join(self.folder, f"{step:09d}.{kind}")
 
-    def save(self, step, state):
+    def write(self, step, state):
         """Write a checkpoint. Raises OSError; what was saved before is then as good as it was."""
         os.makedirs(self.folder, exist_ok=True)
         if self.buffer is not None:

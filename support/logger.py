@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from support.staleness import values_of, windows_of
-from support.system import events_folder, fail, keep_going
+from support.system import Listener, events_folder, fail, keep_going
 
 PROJECT = "memory-in-rl"                                               # its name at Weights & Biases
 
 
-class Logger:
+class Logger(Listener):
     """Writes scalars by name and step.
 
     Args:
@@ -38,16 +38,20 @@ class Logger:
         run: RunFlags
         config: all flags of the run
         agent, buffer: what is measured
+        acted_from: a function that returns the memory acted from last, (num_envs, hidden_dim), or None: offline there is none
     """
 
-    def __init__(self, path, run, config, agent, buffer):
+    key = "logger"
+
+    def __init__(self, path, run, config, agent, buffer, acted_from):
         self.path, self.run, self.config, self.agent, self.buffer = path, run, config, agent, buffer
+        self.acted_from = acted_from
         self.due, self.entry, self.totals, self.counts = run.log_freq, None, {}, {}
         self.last = (0, time.monotonic())                              # step and time of the last entry
         self.events, self.wandb, self.purge_step = None, None, None
 
-    def begin(self, step=0, saved=None):
-        """Start, or go on after a checkpoint of that step with what `save` returned. Exits with 2 if W&B cannot be had."""
+    def begin(self, step, saved):
+        """Start, or go on after a checkpoint. Exits with 2 if W&B cannot be had."""
         self.last = (step, time.monotonic())
         if step:
             self.purge_step = step + 1
@@ -81,6 +85,10 @@ class Logger:
                     self.events, self.purge_step = None, None          # try a new one the next time
                     raise
 
+    def evaluated(self, step, returns, lengths):
+        self.write(step, "evaluation", {"return_mean": np.mean(returns), "return_std": np.std(returns),
+                                        "episode_length": np.mean(lengths)})
+
     @torch.no_grad()
     def before_update(self, step):
         """Begin an entry if one is due, with the Q values: after the update an on-policy buffer is empty."""
@@ -88,16 +96,10 @@ class Logger:
         if self.entry is not None and self.config.get("baseline", True):   # without it there is no critic
             batch = windows_of(self.agent, self.buffer, np.random.default_rng(step))
             q = values_of(self.agent, batch, self.agent.start_hidden(batch, self.agent.critic))
-            q = getattr(self.agent, "unsquash", lambda value: value)(q) * getattr(self.agent, "return_scale", 1)
-            self.entry["q_mean"] = q.mean()
+            self.entry["q_mean"] = self.agent.in_rewards(q).mean()
 
-    def after_update(self, step, losses, hidden):
-        """Take note of an update's losses, and finish the entry if there is one.
-
-        Args:
-            losses: dictionary of scalar tensors
-            hidden: (num_envs, hidden_dim), the memory acted from; None: offline
-        """
+    def after_update(self, step, losses):
+        """Take note of an update's losses, and finish the entry if there is one."""
         for name, loss in losses.items():                              # tensors are added, and not waited for
             self.totals[name] = self.totals.get(name, 0) + loss
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -106,6 +108,7 @@ class Logger:
         self.entry |= {name: total / self.counts[name] for name, total in self.totals.items()}
         self.entry["steps_per_second"] = (step - self.last[0]) / max(time.monotonic() - self.last[1], 1e-9)
         self.write(step, "train", self.entry)
+        hidden = self.acted_from()
         if hidden is not None and hidden.shape[1]:
             size = self.agent.actor.core.hidden_dim
             parts = {"actor": hidden[:, :size], "critic": hidden[:, size:]}
@@ -115,7 +118,6 @@ class Logger:
         self.totals, self.counts, self.last = {}, {}, (step, time.monotonic())
 
     def save(self):
-        """For a checkpoint."""
         return {"due": self.due, "totals": self.totals, "counts": self.counts, "wandb": self.wandb.id if self.wandb else None}
 
     def close(self):

@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import torch
 
-from support.system import keep_going, optional, regular, write_file
+from support.system import Listener, keep_going, optional, regular, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
@@ -66,25 +66,32 @@ def load_checkpoint(path):
     return checkpoint
 
 
-class Models:
+class Models(Listener):
     """RUN.last.pt and RUN.best.pt, for --save_model.
 
     A model is held here until it is written, so that a full disk costs none: RUN.best.pt is always that of the best evaluation,
     or it is known to be missing.
     """
 
-    def __init__(self, path):
-        self.path, self.best = path, None                              # of the run's results; the best mean return
+    key = "models"
+
+    def __init__(self, path, agent, config):
+        self.path, self.agent, self.config = path, agent, config       # path: of the run's results
+        self.best = None                                               # the best mean return
         self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file
 
     def name(self, which):
         return f"{self.path}.{which}.pt"
 
-    def evaluated(self, mean_return, agent, config, step):
-        """Save the agent as it is now."""
-        content = pack_model(agent, config, step)
+    def begin(self, step, saved):
+        if saved:
+            self.best, self.unwritten = saved["best"], {"best", "last"} & set(saved["held"])
+            self.held = {which: saved["held"][which] for which in sorted(self.unwritten)}
+
+    def evaluated(self, step, returns, lengths):
+        content, mean_return = pack_model(self.agent, self.config, step), float(np.mean(returns))
         if self.best is None or mean_return > self.best:
-            self.best, self.held["best"] = float(mean_return), content
+            self.best, self.held["best"] = mean_return, content
             self.unwritten.add("best")
         self.held["last"] = content
         self.unwritten.add("last")
@@ -104,12 +111,7 @@ class Models:
         return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
 
     def save(self):
-        """For a checkpoint."""
         return {"best": self.best, "held": {which: self.held[which] for which in self.unwritten}}
-
-    def restore(self, saved):
-        self.best, self.unwritten = saved["best"], {"best", "last"} & set(saved["held"])
-        self.held = {which: saved["held"][which] for which in sorted(self.unwritten)}
 
 
 # ---------------------------------------------------------------------- writing

@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ import sys
 import time
 
 from flags import check_saved
-from support.system import events_folder, fail, keep_going, regular, write_file
+from support.system import Listener, events_folder, fail, keep_going, regular, write_file
 
 
 def read_info(path):
@@ -52,8 +53,10 @@ def finished(path):
         return False
 
 
-class Results:
+class Results(Listener):
     """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
+
+    key = "results"
 
     def __init__(self, run, name, config):
         self.path = os.path.join(run.results_dir, name)
@@ -67,13 +70,19 @@ class Results:
             os.remove(self.path + ".new")
         except OSError as error:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
-        self.lines = ["step,episode,return,length,seconds"]
+        self.lines, self.best = ["step,episode,return,length,seconds"], -math.inf     # best: of the evaluations' mean returns
         self.info = dict(config=config, command=" ".join(sys.argv), commit=commit(), finished=False,
                          versions={**versions(), "machine": processor()})
 
-    def begin(self):
-        """Start a new run's files in place of those of the same name."""
+    def begin(self, step, saved):
+        """Start a new run's files in place of those of the same name, or go on: what comes after the checkpoint comes again."""
         self.start, self.cpu_start = time.monotonic(), time.process_time()
+        if saved:
+            self.lines, self.best = saved["lines"], saved["best"]
+            self.start, self.cpu_start = self.start - saved["seconds"], self.cpu_start - saved["cpu_seconds"]
+            self.info["resumed"] = [*saved["resumed"], step]
+            self.write()
+            return
         for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
             with contextlib.suppress(OSError):
                 os.remove(self.path + end)
@@ -89,8 +98,9 @@ class Results:
             write_file(self.path + ".json", json.dumps(self.info, indent=1).encode())
             self.written = True
 
-    def add(self, step, returns, lengths):
+    def evaluated(self, step, returns, lengths):
         seconds = time.monotonic() - self.start
+        self.best = max(self.best, sum(returns) / len(returns))
         self.lines += [f"{step},{episode},{ret:.3f},{length},{seconds:.1f}"
                        for episode, (ret, length) in enumerate(zip(returns, lengths))]
         self.write()
@@ -104,23 +114,15 @@ class Results:
         return self.written
 
     def save(self):
-        """For a checkpoint."""
-        return {"lines": self.lines, "seconds": time.monotonic() - self.start,
+        return {"lines": self.lines, "best": self.best, "seconds": time.monotonic() - self.start,
                 "cpu_seconds": time.process_time() - self.cpu_start, "resumed": self.info.get("resumed", [])}
-
-    def restore(self, saved, step):
-        """Go on where a checkpoint was written: what was evaluated after it will be evaluated again."""
-        self.lines, self.start = saved["lines"], time.monotonic() - saved["seconds"]
-        self.cpu_start = time.process_time() - saved["cpu_seconds"]
-        self.info["resumed"] = [*saved["resumed"], step]
-        self.write()
 
 
 def commit():
     """The commit this code is at, with '+' if tracked files differ from it; '' outside a repository."""
     def git(*words):
-        return subprocess.run(["git", *words], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True,
-                              text=True).stdout.strip()
+        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
     except OSError:

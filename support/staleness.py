@@ -27,7 +27,7 @@ Random numbers are the measurement's own: with and without it a run is the same,
 import numpy as np
 import torch
 
-from support.system import keep_going, write_file
+from support.system import Listener, keep_going, write_file
 
 WINDOWS = 64                                                           # in a measurement, at most
 CHUNK = 128                                                            # steps of the past unrolled at once: bounds the memory
@@ -35,35 +35,43 @@ COLUMNS = ["step", "windows", "left_out", "delta_q_first", "delta_q_last", "delt
            "delta_hidden_actor_first", "delta_hidden_actor_last"]      # the actor's: empty if it has no memory of its own
 
 
-class Staleness:
-    """Writes PATH.staleness.csv: a line at the first update after every `freq` steps."""
+class Staleness(Listener):
+    """Writes PATH.staleness.csv: a line at the first update after every `freq` steps.
 
-    def __init__(self, path, freq, agent, buffer):
+    report: if given, a function of step, "staleness" and a dictionary of the line's numbers, which is called besides
+    """
+    key = "staleness"
+
+    def __init__(self, path, freq, agent, buffer, report=None):
         self.path, self.freq, self.due, self.agent, self.buffer = path + ".staleness.csv", freq, freq, agent, buffer
+        self.report = report
         buffer.keep_earlier = True
         self.lines = [",".join(COLUMNS)]
 
-    def measure_if_due(self, step):
-        """To be called before every update. Returns the new line as a dictionary, or None."""
-        if step < self.due:
-            return None
-        self.due = step - step % self.freq + self.freq
-        row = {"step": step} | measure(self.agent, self.buffer, np.random.default_rng(step))
-        self.lines.append(",".join(str(row.get(column, "")) for column in COLUMNS))
+    def begin(self, step, saved):
+        if saved:
+            self.due, self.lines = saved["due"], saved["lines"]
         self.write()
-        return row
+
+    def before_update(self, step):
+        if step < self.due:
+            return
+        self.due = step - step % self.freq + self.freq
+        row = measure(self.agent, self.buffer, np.random.default_rng(step))
+        self.lines.append(",".join([str(step), *[str(row.get(column, "")) for column in COLUMNS[1:]]]))
+        self.write()
+        if self.report:
+            self.report(step, "staleness", row)
+
+    def evaluated(self, step, returns, lengths):
+        self.write()                                                   # again, should it have been lost
 
     def write(self):
         with keep_going("the staleness"):
             write_file(self.path, "".join(f"{line}\n" for line in self.lines).encode())
 
     def save(self):
-        """For a checkpoint."""
         return {"due": self.due, "lines": self.lines}
-
-    def restore(self, saved):
-        self.due, self.lines = saved["due"], saved["lines"]
-        self.write()
 
 
 def windows_of(agent, buffer, rng):

@@ -97,3 +97,63 @@ def alone(path, patience):
 def events_folder(path):
     """Where the event files of a run lie. path: of its results, without an ending."""
     return os.path.join(os.path.dirname(path), "tensorboard", os.path.basename(path))
+
+
+class Listener:
+    """What wants to know how a run goes. The loop in main.py tells it, and knows none by name."""
+    key = ""                                # of its state in a checkpoint
+
+    def begin(self, step, saved):
+        """The run begins or, from a checkpoint of that step, goes on. saved: what `save` returned for it; None: it begins."""
+
+    def before_update(self, step):
+        """The agent is about to train."""
+
+    def after_update(self, step, losses):
+        """It has. losses: a dictionary of numbers or tensors"""
+
+    def stepped(self, step):
+        """A step has been taken in every environment, so there have been `step` over all of them."""
+
+    def evaluated(self, step, returns, lengths):
+        """The agent has been evaluated: lists of the episodes' returns and lengths."""
+
+    def save(self):
+        """What `begin` needs to go on, plain values. Nothing, by default."""
+
+    def close(self):
+        """There will be no more, whether the run has come to its end or not."""
+
+
+class Listeners:
+    """Tells several listeners, in order. None in place of one is skipped."""
+
+    def __init__(self, *listeners):
+        self.all = [listener for listener in listeners if listener]
+
+    def begin(self, step=0, saved=None):
+        for listener in self.all:
+            listener.begin(step, saved[listener.key] if saved else None)
+
+    def before_update(self, step):
+        for listener in self.all:
+            listener.before_update(step)
+
+    def after_update(self, step, losses):
+        for listener in self.all:
+            listener.after_update(step, losses)
+
+    def stepped(self, step):
+        for listener in self.all:
+            listener.stepped(step)
+
+    def evaluated(self, step, returns, lengths):
+        for listener in self.all:
+            listener.evaluated(step, returns, lengths)
+
+    def save(self):
+        return {listener.key: listener.save() for listener in self.all}
+
+    def close(self):
+        for listener in self.all:
+            listener.close()

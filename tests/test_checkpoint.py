@@ -351,7 +351,7 @@ def test_an_environment_that_cannot_be_led_back_is_said_once(env, tmp_path, caps
         Leaky.made = 0
         argv = flags(f"--policy TD3 --env {env}", tmp_path / str(freq), checkpoint_freq=freq, **small)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Checkpoints, "save", None)
+            patch.setattr(Checkpoints, "write", None)
             main.main(argv)
         said = capsys.readouterr().out
         assert len(re.findall(NO_CHECKPOINTS.format(env, why), said)) == said.count("checkpoint") == (freq > 0)
@@ -1173,7 +1173,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(tmp_path, tiny):
 
 def test_no_checkpoints(tmp_path, monkeypatch, tiny):
     argv = flags(TINY, tmp_path, **TINIER | dict(checkpoint_freq=0))
-    monkeypatch.setattr(Checkpoints, "save", None)
+    monkeypatch.setattr(Checkpoints, "write", None)
     play(argv)
     assert differences(tiny, outcome(path_of(argv))) == []
 
@@ -1326,10 +1326,10 @@ def test_a_checkpoint_costs_what_is_new(tmp_path):
     buffer = utils.Buffer(4000, SPEC.state_dim, SPEC.action_dim, agent.hidden_dim, num_envs=2)
     game, checkpoints = Toy(agent, buffer, [[1000], [1000]], only="truncated"), Checkpoints(str(tmp_path / "run"), buffer)
     game.play(900)
-    checkpoints.save(1, {})
+    checkpoints.write(1, {})
     game.play(7)
-    checkpoints.save(2, {})
-    checkpoints.save(3, {})
+    checkpoints.write(2, {})
+    checkpoints.write(3, {})
     # In the second: 7 new rows in each of two streams, and the row before, whose hidden state the next step writes again
     assert {**rows_in(checkpoints), 3: 0} == {1: 2 * 901, 2: 2 * 8, 3: 0}
     assert os.path.getsize(checkpoints.name(2, "rows")) < os.path.getsize(checkpoints.name(1, "rows")) / 20
@@ -1348,7 +1348,7 @@ def test_files_do_not_add_up(refresh, tmp_path):
             for _ in range(k % 4):
                 batch = buffer.sample(20, 4)
                 buffer.write_hidden(batch, torch.rand(*batch.index.shape, buffer.hidden_size))
-        checkpoints.save(k, {"buffer": state_of(buffer)})
+        checkpoints.write(k, {"buffer": state_of(buffer)})
         most = max(most, sum(rows_in(checkpoints).values()))
         assert checkpoints.steps() == [k, k - 1][:k]
         if k % 10 < 2:
