@@ -558,8 +558,8 @@ def test_a_saved_policy_is_recorded(world, explore, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "results")) == before
     env = envs.make_env("TestMixed-v0")
     episodes = data.load("mixed/saved-v0", env, 0)
-    run, cfg, module, checkpoint = main.parse(["--test", "--load_model", model])
-    agent = module.TD3(main.env_spec(env), cfg)
+    run, cfg, algorithm, checkpoint = main.parse(["--test", "--load_model", model])
+    agent = algorithm(main.env_spec(env), cfg)
     agent.load_state_dict(checkpoint["agent"])
     away = np.concatenate([e.action - agent.act(np.pad(e.state[:-1], ((0, 0), (0, 3))), np.zeros((len(e.action), 0)), False)[0]
                            for e in episodes])
@@ -903,7 +903,7 @@ def test_from_a_shell(tmp_path):
 def test_the_cue_is_recalled_from_random_data(world, recurrent, tmp_path, monkeypatch):
     """From the episodes of a policy that is right by chance: with a memory every choice is right, without one it cannot be."""
     record("Cue-v0", "cue/random-v0", 2400)
-    run, cfg, module, _ = main.parse([
+    run, cfg, algorithm, _ = main.parse([
         "--policy", "BCQ", "--env", "Cue-v0", "--dataset", "cue/random-v0", "--hidden_size", "32", "--batch_size", "64",
         "--target_candidates", "4", "--act_candidates", "20", "--lr", "5e-3", "--tau", "0.02", "--eval_freq", "100",
         "--eval_episodes", "16", "--results_dir", str(tmp_path / "r"),
@@ -911,7 +911,7 @@ def test_the_cue_is_recalled_from_random_data(world, recurrent, tmp_path, monkey
     main.seed_everything(run)
     env = main.make_env("Cue-v0")
     spec = main.env_spec(env)
-    agent = module.BCQ(spec, cfg, run.seed)
+    agent = algorithm(spec, cfg, run.seed)
     episodes = data.load("cue/random-v0", env, run.seed)
     assert 0.3 < np.mean([e.reward.sum() for e in episodes]) < 0.5
     evaluate = main.evaluate
@@ -923,7 +923,7 @@ def test_the_cue_is_recalled_from_random_data(world, recurrent, tmp_path, monkey
         return returns, lengths
     monkeypatch.setattr(main, "evaluate", stop_when_solved)
     try:
-        main.train(run, cfg, module, agent, None, env, spec, episodes)
+        main.train(run, cfg, algorithm, agent, None, env, spec, episodes)
     except test_memory.Solved:
         pass
     returns, _ = evaluate(agent, env, spec, 200, seed=123)

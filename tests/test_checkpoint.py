@@ -32,6 +32,7 @@ import main
 import TD3
 import utils
 from envs import Replayable
+from flags import run_name
 from support import models as export
 from support import results as output
 from support.checkpoint import (
@@ -77,8 +78,8 @@ OWN = {
 
 
 def path_of(argv):
-    run, cfg, module, _ = main.parse(argv)
-    return os.path.join(run.results_dir, output.run_name(run, cfg, module))
+    run, cfg, algorithm, _ = main.parse(argv)
+    return os.path.join(run.results_dir, run_name(run, cfg, algorithm))
 
 
 def crash_in(patch, thing, name, n, act=None):

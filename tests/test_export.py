@@ -12,6 +12,7 @@ from test_main import RECURRENT, RUNS, all_flags, data_sets, evaluations, name_o
 
 import main
 import plot
+from flags import run_name
 from support import models as export
 from support import results as output
 
@@ -235,6 +236,6 @@ def test_a_folder_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
 
 def test_names_and_figures_know_nothing_of_it():
     assert "export" in plot.BOOKKEEPING
-    run_, cfg, module, _ = main.parse([])
+    run_, cfg, algorithm, _ = main.parse([])
     run_.export = "x"
-    assert output.run_name(run_, cfg, module) == name_of([])
+    assert run_name(run_, cfg, algorithm) == name_of([])

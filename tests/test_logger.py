@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import in_windows
 from test_main import POLICIES, RECURRENT, SHORT, data_sets, evaluations, name_of, refused, same_weights, tiny  # noqa: F401
 from test_main import weights as weights_of_file
 
@@ -133,12 +134,13 @@ def test_what_is_measured(tmp_path, monkeypatch):
             if self.entry is not None:
                 steps = self.agent.steps
                 critic, total, count = self.agent.critic, 0.0, 0
-                batch = importlib.import_module("staleness").windows_of(self.agent, self.buffer, np.random.default_rng(step))
+                batch = importlib.import_module("support.staleness").windows_of(self.agent, self.buffer, np.random.default_rng(step))
+                action = in_windows(batch, batch.action)
                 for k, mask in enumerate(batch.mask):
                     hidden = batch.hidden[k:k + 1, self.agent.actor.core.hidden_dim:]
                     for t in range(int(mask.sum())):
                         features, hidden = critic.core(batch.history[k:k + 1, t:t + 1], hidden)
-                        twins = critic.head(features, batch.action[k:k + 1, t:t + 1])
+                        twins = critic.head(features[:, 0], action[k:k + 1, t])
                         total, count = total + float(twins.sum()), count + twins.numel()
                 seen[steps] = total / count
 

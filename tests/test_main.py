@@ -27,9 +27,10 @@ from conftest import record
 
 import main
 from agent import MemoryFlags
-from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse
+from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse, run_name
 from support import models as export
 from support import results as output
+from utils import Buffer
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
 SMALL = {
@@ -161,26 +162,28 @@ def test_numbers_may_be_written_with_an_exponent():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_defaults_are_the_algorithms_own(policy):
-    module = importlib.import_module(policy)
+    algorithm = vars(importlib.import_module(policy))[policy]
     run, cfg, loaded, checkpoint = parse(["--policy", policy])
-    assert loaded is module and checkpoint is None and run.policy == policy
-    assert vars(cfg) == defaults_of(module.HyperParameters)
+    assert loaded is algorithm and checkpoint is None and run.policy == policy
+    flags = algorithm.HyperParameters
+    assert vars(cfg) == defaults_of(flags)
     _, cfg, *_ = parse(["--policy", policy, "--recurrent"])
-    expected = dict(recurrent_actor=True, recurrent_critic=True, **module.RECURRENT_DEFAULTS)
-    assert vars(cfg) == {**defaults_of(module.HyperParameters), **expected}
-    assert not set(module.RECURRENT_DEFAULTS) - set(vars(cfg))
+    expected = dict(recurrent_actor=True, recurrent_critic=True, **flags.recurrent_defaults)
+    assert vars(cfg) == {**defaults_of(flags), **expected}
+    assert not set(flags.recurrent_defaults) - set(vars(cfg))
 
 
 def test_given_flags_win_over_recurrent_defaults():
     _, cfg, *_ = parse("--recurrent --seq_len 5 --hidden_layers 3 --no-recurrent_critic".split())
     assert (cfg.seq_len, cfg.hidden_layers, cfg.recurrent_actor, cfg.recurrent_critic) == (5, 3, True, False)
-    _, cfg, module, _ = parse(["--recurrent_critic"])
-    assert (cfg.recurrent_actor, cfg.recurrent_critic, cfg.seq_len) == (False, True, module.RECURRENT_DEFAULTS["seq_len"])
+    _, cfg, algorithm, _ = parse(["--recurrent_critic"])
+    seq_len = algorithm.HyperParameters.recurrent_defaults["seq_len"]
+    assert (cfg.recurrent_actor, cfg.recurrent_critic, cfg.seq_len) == (False, True, seq_len)
 
 
 def test_of_a_flag_given_twice_the_last_counts():
-    run, cfg, module, _ = parse("--seed 1 --policy TD3 --lr 1 --policy DDPG --lr 2 --seed=3".split())
-    assert (run.seed, run.policy, module.__name__, cfg.lr) == (3, "DDPG", "DDPG", 2)
+    run, cfg, algorithm, _ = parse("--seed 1 --policy TD3 --lr 1 --policy DDPG --lr 2 --seed=3".split())
+    assert (run.seed, run.policy, algorithm.__name__, cfg.lr) == (3, "DDPG", "DDPG", 2)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -709,8 +712,8 @@ def test_runs(policy, env_id, flags, tmp_path, capsys):
 
 
 def name_of(argv):
-    run, cfg, module, _ = parse(argv)
-    return output.run_name(run, cfg, module)
+    run, cfg, algorithm, _ = parse(argv)
+    return run_name(run, cfg, algorithm)
 
 
 def test_name_says_what_was_run():
@@ -767,11 +770,11 @@ def test_evaluation_does_not_disturb_training(policy, env_id, tmp_path):
 
 
 def make(argv):
-    run, cfg, module, _ = parse(argv)
+    run, cfg, algorithm, _ = parse(argv)
     main.seed_everything(run)
     env = main.make_env(run.env)
     spec = main.env_spec(env)
-    return getattr(module, run.policy)(spec, cfg, run.seed), env, spec
+    return algorithm(spec, cfg, run.seed), env, spec
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)
@@ -809,12 +812,12 @@ def test_what_the_loop_gives_to_agent_and_buffer(tmp_path, monkeypatch):
     """On a world that counts its steps: every stored step is what happened, the last observation of an episode included."""
     stored = []
 
-    class Recorder(main.Buffer):
+    class Recorder(Buffer):
         def add(self, *args):
             stored.append([np.array(x) for x in args])
             super().add(*args)
-    monkeypatch.setattr(main, "Buffer", Recorder)
     rows, cls = [], importlib.import_module("TD3").TD3
+    monkeypatch.setattr(cls, "buffer_class", Recorder)
     act = cls.act
 
     def noted(agent, row, hidden, explore=True):

@@ -33,12 +33,12 @@ class Solved(Exception):
 
 def train(policy, env_id, flags, tmp_path, monkeypatch):
     """Train by main.py's own loop until an evaluation is perfect; returns agent, environment and its spec."""
-    run, cfg, module, _ = main.parse(["--policy", policy, "--env", env_id, "--hidden_size", "32", "--eval_episodes", "16",
+    run, cfg, algorithm, _ = main.parse(["--policy", policy, "--env", env_id, "--hidden_size", "32", "--eval_episodes", "16",
                                       "--results_dir", str(tmp_path), *flags])
     main.seed_everything(run)
     env = main.make_env(env_id)
     spec = main.env_spec(env)
-    agent = getattr(module, policy)(spec, cfg, run.seed)
+    agent = algorithm(spec, cfg, run.seed)
     evaluate = main.evaluate
 
     def stop_when_solved(*args):
@@ -49,7 +49,7 @@ def train(policy, env_id, flags, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(main, "evaluate", stop_when_solved)
         try:
-            main.train(run, cfg, module, agent, main.make_vector_env(env_id, cfg.num_envs), env, spec)
+            main.train(run, cfg, algorithm, agent, main.make_vector_env(env_id, cfg.num_envs), env, spec)
         except Solved:
             pass
     return agent, env, spec

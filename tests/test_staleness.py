@@ -248,9 +248,9 @@ def test_nothing_to_compare_with(tmp_path):
     game.length = [1000, 1000]                                         # these episodes go on and on
     game.play(40)
     measured = staleness.Staleness(str(tmp_path / "run"), 10, agent, buffer)
-    measured.measure_if_due(9)                                         # not yet
-    measured.measure_if_due(12)
-    measured.measure_if_due(19)                                        # not again before 20
+    measured.before_update(9)                                         # not yet
+    measured.before_update(12)
+    measured.before_update(19)                                        # not again before 20
     head, row = lines(tmp_path / "run")
     assert head == staleness.COLUMNS and row == ["12", "0", row[2]] + [""] * 6 and int(row[2]) > 5
 

@@ -11,7 +11,7 @@ from test_main import RECURRENT, data_sets, evaluations, name_of, refused, run, 
 import envs
 import main
 import plot
-from support import results as output
+from flags import run_name
 from support import video
 
 HOPPER = "HopperBulletEnv-v0"
@@ -61,9 +61,9 @@ def test_the_video_is_the_first_episode(ending, model, tmp_path, capsys, monkeyp
     length = int(out.split()[-2])
 
     # The same episode, drawn by hand
-    run_, cfg, module, checkpoint = main.parse(["--test", "--load_model", model])
+    run_, cfg, algorithm, checkpoint = main.parse(["--test", "--load_model", model])
     env = envs.make_env(HOPPER, None, True, observe="positions")
-    agent = module.TD3(main.env_spec(env), cfg)
+    agent = algorithm(main.env_spec(env), cfg)
     agent.load_state_dict(checkpoint["agent"])
     drawn, step = [], env.step
     monkeypatch.setattr(type(env), "step", lambda self, action: (step(action), drawn.append(env.render()))[0])
@@ -135,6 +135,6 @@ def test_a_file_that_cannot_be_written(model, tmp_path, capsys, monkeypatch):
 
 def test_names_and_figures_know_nothing_of_it():
     assert "video" in plot.BOOKKEEPING
-    run_, cfg, module, _ = main.parse([])
+    run_, cfg, algorithm, _ = main.parse([])
     run_.video = "x.gif"
-    assert output.run_name(run_, cfg, module) == name_of([])
+    assert run_name(run_, cfg, algorithm) == name_of([])
