@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import in_windows
 from test_main import POLICIES, RECURRENT, SHORT, data_sets, evaluations, name_of, refused, same_weights, tiny  # noqa: F401
 from test_main import weights as weights_of_file
 
@@ -63,7 +64,8 @@ def spied(monkeypatch):
 
         def noted(agent, buffer):
             losses = train(agent, buffer)
-            updates.append((getattr(agent, "steps", len(updates) + 1), {name: float(loss) for name, loss in losses.items()}))
+            step = len(updates) + 1 if agent.offline else agent.steps
+            updates.append((step, {name: float(loss) for name, loss in losses.items()}))
             return losses
         monkeypatch.setattr(cls, "train", noted)
         return updates
@@ -134,11 +136,12 @@ def test_what_is_measured(tmp_path, monkeypatch):
                 steps = self.agent.steps
                 critic, total, count = self.agent.critic, 0.0, 0
                 batch = importlib.import_module("staleness").windows_of(self.agent, self.buffer, np.random.default_rng(step))
+                actions = in_windows(batch, batch.action)
                 for k, mask in enumerate(batch.mask):
                     hidden = batch.hidden[k:k + 1, self.agent.actor.core.hidden_dim:]
                     for t in range(int(mask.sum())):
                         features, hidden = critic.core(batch.history[k:k + 1, t:t + 1], hidden)
-                        twins = critic.head(features, batch.action[k:k + 1, t:t + 1])
+                        twins = critic.head(features[:, 0], actions[k, t:t + 1])
                         total, count = total + float(twins.sum()), count + twins.numel()
                 seen[steps] = total / count
 
