@@ -17,6 +17,7 @@ from test_main import weights as weights_of_file
 
 import main
 import plot
+from support.staleness import windows_of
 
 OFFLINE = ["BCQ"]
 STORED = [*RECURRENT, "--hidden_init", "stored"]
@@ -64,7 +65,8 @@ def spied(monkeypatch):
 
         def noted(agent, buffer):
             losses = train(agent, buffer)
-            updates.append((getattr(agent, "steps", len(updates) + 1), {name: float(loss) for name, loss in losses.items()}))
+            step = len(updates) + 1 if agent.offline else agent.steps
+            updates.append((step, {name: float(loss) for name, loss in losses.items()}))
             return losses
         monkeypatch.setattr(cls, "train", noted)
         return updates
@@ -134,13 +136,13 @@ def test_what_is_measured(tmp_path, monkeypatch):
             if self.entry is not None:
                 steps = self.agent.steps
                 critic, total, count = self.agent.critic, 0.0, 0
-                batch = importlib.import_module("support.staleness").windows_of(self.agent, self.buffer, np.random.default_rng(step))
-                action = in_windows(batch, batch.action)
+                batch = windows_of(self.agent, self.buffer, np.random.default_rng(step))
+                actions = in_windows(batch, batch.action)
                 for k, mask in enumerate(batch.mask):
                     hidden = batch.hidden[k:k + 1, self.agent.actor.core.hidden_dim:]
                     for t in range(int(mask.sum())):
                         features, hidden = critic.core(batch.history[k:k + 1, t:t + 1], hidden)
-                        twins = critic.head(features[:, 0], action[k:k + 1, t])
+                        twins = critic.head(features[:, 0], actions[k, t:t + 1])
                         total, count = total + float(twins.sum()), count + twins.numel()
                 seen[steps] = total / count
 

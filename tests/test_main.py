@@ -315,7 +315,7 @@ def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
     def no_memory(*_):
         raise error
     with monkeypatch.context() as patch:
-        patch.setattr(main.Buffer, "__init__", no_memory)
+        patch.setattr(Buffer, "__init__", no_memory)
         refused(*tiny("TD3"), says=["buffer", "does not fit in memory", "smaller --memory_size"])
     monkeypatch.setattr(importlib.import_module("TD3"), "Actor", no_memory)
     refused(*tiny("TD3"), says=["networks do not fit in memory", "smaller --hidden_size"])
@@ -431,7 +431,7 @@ def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_p
     ("eval_episodes", 2 * 10 ** 9), ("hidden_layers", 2 ** 31 - 1)])
 def test_a_model_that_asks_for_more_than_it_holds(name, value, trained, refused, tmp_path, monkeypatch):
     """It is refused with the number before anything is made of that size."""
-    monkeypatch.setattr(importlib.import_module("TD3"), "TD3", None)
+    monkeypatch.setattr(importlib.import_module("TD3").TD3, "__init__", None)
     model = torch.load(trained + ".best.pt", weights_only=True)
     for core in ("lstm", "gru", "mingru"):
         model["config"] |= {name: value, "core": core}
