@@ -195,22 +195,20 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         logger = Logger(path, run, config, agent, buffer, lambda: steps.acted_from) if run.tensorboard or run.wandb else None
         staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
         kept = Models(path, agent, config) if run.save_model else None
-        # The logger first: it may be refused. Results before what is written beside them
         progress = Progress(cfg.max_timesteps, unit)
+        # The logger first: it may be refused. Results before what is written beside them
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
         saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)
         try:
-            loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new=not saved)
+            with contextlib.closing(listeners):
+                loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new=not saved)
         except Exception as error:                                     # such as a distribution that refuses NaN
             weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
             if isinstance(error, Diverged) or not weight < 1e6:
-                listeners.close()
                 fail_nan(steps.step, error.args[0] if isinstance(error, Diverged) else {"the largest weight": weight}, path, run)
             if isinstance(error, Faulty):
                 raise Faulty(f"{error}, after {unit} {steps.step:,} of the run; results so far are in {path}.csv") from error
             raise
-        finally:
-            listeners.close()
         missing = kept.missing() if kept else []
         if missing or not results.finish(staleness):
             print(f"error: the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
