@@ -13,8 +13,7 @@ Deliberate differences from the paper and common implementations:
 5. Adam instead of RMSProp; each network's gradient is clipped by itself; the spread of the Gaussian policy does not depend on
    the state.
 6. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus, see HyperParameters.
-7. Recurrent, a window is by default all that an episode has in the rollout (--seq_len full). What --burn_in reads before a
-   shorter one may lie before the rollout where windows start from zero, as in PPO.py.
+7. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full).
 """
 from dataclasses import dataclass
 
@@ -47,7 +46,7 @@ class HyperParameters(MemoryFlags):
     max_timesteps: int = flag(1_000_000, "steps in the environment, over all num_envs")
     # What --recurrent changes
     recurrent_defaults = dict(seq_len="full", hidden_init="stored")
-    # Flags of memory that could do nothing here, and why
+    # Flags of memory that are refused, and why
     unused = {"stored_precision": "its buffer is a rollout",
               "hidden_refresh": "a rollout is forgotten after its one update, nothing is left to write states into"}
 
@@ -101,7 +100,7 @@ class A2C(Agent):
         return len(buffer) >= self.cfg.rollout_steps * self.cfg.num_envs
 
     def buffer_size(self):
-        """Rows of the buffer: a step takes at most two, and there may be a past to burn in."""
+        """Rows of the buffer: a step takes at most two, the newest row stays for the next rollout, and so may --burn_in rows."""
         return (2 * (self.cfg.rollout_steps + 1) + self.cfg.burn_in) * self.cfg.num_envs
 
     def train(self, buffer):
@@ -113,11 +112,11 @@ class A2C(Agent):
         rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
         history = rollout.history                                               # (B, L + 1, row)
 
-        # Burn in: each network's own memory at the windows' first step, without gradient
+        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
         hidden_actor = self.start_hidden(rollout, self.actor)                   # (B, hidden_dim)
         hidden_critic = self.start_hidden(rollout, self.critic)
 
-        # Unroll the critic once over the windows' states and their last next state
+        # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
         features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
         current_value = self.critic.head(rollout.pick(features[:, :-1]))        # (N, 1), over return_scale
         with torch.no_grad():
@@ -129,8 +128,8 @@ class A2C(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Divide both by the running scale of returns. It moves slower than PPO's: there are 16 times as many rollouts, each of
-        # a 16th of the steps
+        # Divide both by a running mean of the returns' size. It moves slower than PPO's: there are 16 times as many rollouts,
+        # each of a 16th of the steps
         self.return_scale += 0.01 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
@@ -151,6 +150,6 @@ class A2C(Agent):
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)
 
-        # On-policy: what was learned from is forgotten. Where windows start from zero, the rows to burn the next ones in stay
+        # Forget the rollout: on-policy learning uses it once. With --hidden_init zero the last rows stay, to burn in the next one
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

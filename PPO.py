@@ -7,9 +7,9 @@ Run:   python main.py --policy PPO --env HopperBulletEnv-v0 --recurrent
 Deliberate differences from the paper and common implementations:
 1. Actor and critic are separate networks; each may have a recurrent core (cores.py) that reads the history of observations
    and actions. Without one this is the textbook algorithm.
-2. The rollout is cut into windows of seq_len steps; minibatches shuffle windows, never the steps of one. What --burn_in reads
-   may lie before the rollout where windows start from zero. From stored states a rollout's first window starts from the state as
-   it was acted from, not burned in: the ratio has to begin at 1.
+2. The rollout is cut into windows of seq_len steps. A minibatch is a random set of windows, whose steps keep their order.
+   Feed-forward, a window is one step. With --hidden_init stored, windows start from the memory that was acted from, so that the
+   probability ratio begins at 1. With zero it need not: training starts from another memory than acting did.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
 5. No value clipping; the spread of the Gaussian policy does not depend on the state; both as in the paper.
@@ -48,8 +48,8 @@ class HyperParameters(MemoryFlags):
     max_timesteps: int = flag(1_000_000, "steps in the environment, over all num_envs")
     # What --recurrent changes
     recurrent_defaults = dict(seq_len=32, hidden_init="stored")
-    # Flags of memory that could do nothing here, and why
-    unused = {"stored_precision": "its buffer is a rollout, and old log-probabilities must be those of the states acted from"}
+    # Flags of memory that are refused, and why
+    unused = {"stored_precision": "its buffer is a rollout, and rounded states would change the old log-probabilities"}
 
 
 class Actor(nn.Module):
@@ -91,7 +91,7 @@ class PPO(Agent):
 
     @property
     def stored_hidden_dim(self):
-        """All of the memory is always stored: old log-probabilities are those of the actor in the states it acted from."""
+        """Stored even with --hidden_init zero: old log-probabilities are computed from the memory that was acted from."""
         return self.hidden_dim
 
     def choose(self, features, explore):
@@ -106,7 +106,7 @@ class PPO(Agent):
         return len(buffer) >= self.cfg.rollout_steps * self.cfg.num_envs
 
     def buffer_size(self):
-        """Rows of the buffer: a step takes at most two, and there may be a past to burn in."""
+        """Rows of the buffer: a step takes at most two, the newest row stays for the next rollout, and so may --burn_in rows."""
         return (2 * (self.cfg.rollout_steps + 1) + self.cfg.burn_in) * self.cfg.num_envs
 
     def train(self, buffer):
@@ -119,12 +119,13 @@ class PPO(Agent):
         history = rollout.history                                               # (B, L + 1, row)
 
         with torch.no_grad():
-            # Compute the old log-probabilities: of the actor that acted, from the memory it acted from
+            # Compute the old log-probabilities. The weights are still those that acted, and so is the memory before each
+            # window's first step (rollout.hidden is the memory before the steps to burn in)
             acted_from = buffer.hidden[rollout.index[:, 0], :self.actor.core.hidden_dim].to(self.device)
             features, _ = self.actor.core(history[:, :-1], acted_from)          # (B, L, features)
             old_log_prob = self.actor.head(rollout.pick(features)).log_prob(rollout.action)[:, None]    # (N, 1)
 
-            # Unroll the critic once over the windows' states and their last next state
+            # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
             features, _ = self.critic.core(history, self.start_hidden(rollout, self.critic))     # (B, L + 1, features)
             value = self.critic.head(rollout.pick(features[:, :-1])) * self.return_scale         # (N, 1)
             next_value = self.critic.head(rollout.pick(features[:, 1:])) * self.return_scale     # (N, 1)
@@ -134,7 +135,7 @@ class PPO(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Normalise advantages, and divide returns by their running scale
+        # Normalise advantages, and divide returns by a running mean of their size
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage, target_value = (torch.as_tensor(x).to(value)[:, None] for x in (advantage, returns / self.return_scale))
@@ -144,19 +145,19 @@ class PPO(Agent):
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))
         for _ in range(cfg.epochs):
             for windows in np.array_split(self.rng.permutation(B), minibatches):
-                # Sample windows of the rollout, never single steps: a memory needs the steps before
-                batch, steps = rollout.select(torch.as_tensor(windows, device=self.device))     # steps: (n,) of the rollout's N
+                # Sample whole windows, since a memory needs the steps before. `chosen` (n,): which of the rollout's N steps
+                batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
                 history = batch.history[:, :-1]                                 # (b, L, row)
 
-                # Burn in: each network's own memory at the windows' first step, without gradient
+                # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
                 hidden_actor = self.start_hidden(batch, self.actor)             # (b, hidden_dim)
                 hidden_critic = self.start_hidden(batch, self.critic)
 
                 # Compute the critic loss
                 features, _ = self.critic.core(history, hidden_critic)          # (b, L, features)
                 current_value = self.critic.head(batch.pick(features))          # (n, 1)
-                assert current_value.shape == target_value[steps].shape
-                critic_loss = (current_value - target_value[steps]).square().mean()
+                assert current_value.shape == target_value[chosen].shape
+                critic_loss = (current_value - target_value[chosen]).square().mean()
 
                 # Optimize the critic
                 optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)
@@ -165,9 +166,9 @@ class PPO(Agent):
                 features, _ = self.actor.core(history, hidden_actor)            # (b, L, features)
                 policy = self.actor.head(batch.pick(features))
                 log_prob = policy.log_prob(batch.action)[:, None]               # (n, 1)
-                ratio = (log_prob - old_log_prob[steps]).exp()                  # (n, 1)
-                assert ratio.shape == advantage[steps].shape
-                gain = torch.min(ratio * advantage[steps], ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * advantage[steps])
+                ratio = (log_prob - old_log_prob[chosen]).exp()                  # (n, 1)
+                assert ratio.shape == advantage[chosen].shape
+                gain = torch.min(ratio * advantage[chosen], ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * advantage[chosen])
                 actor_loss = -gain.mean() - cfg.entropy_coef * policy.entropy().mean()
 
                 # Optimize the actor
@@ -175,11 +176,11 @@ class PPO(Agent):
                 critic_losses.append(critic_loss.detach())
                 actor_losses.append(actor_loss.detach())
 
-            # Refresh the rollout's hidden states with the new weights, from where each episode entered it
+            # Refresh the stored hidden states with the new weights, from the first that the rollout has of each episode
             if cfg.hidden_refresh:
                 self.refresh_hidden(buffer, buffer.windows("full"))
                 rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
 
-        # On-policy: what was learned from is forgotten. Where windows start from zero, the rows to burn the next ones in stay
+        # Forget the rollout: on-policy learning uses it once. With --hidden_init zero the last rows stay, to burn in the next one
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": torch.stack(critic_losses).mean(), "actor_loss": torch.stack(actor_losses).mean()}

@@ -5,16 +5,16 @@ Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforce
        rescaled values (Pohlen et al. 2018).
 Run:   python main.py --policy R2D1 --env CartPole-v1 --observe positions --recurrent
 
-Recurrent, windows start from stored states, burned in over the 16 steps before, and the core reads the previous reward, too.
+With --recurrent, windows start from stored states, burned in over the 16 steps before. The core reads the previous reward, too.
 
 Deliberate differences from the paper:
 1. One actor, whose rate of random actions falls over the run, instead of 256 actors with a rate each. So priorities are not
    computed by actors: a new window gets the largest ever set, as in Schaul et al.
 2. Windows adjoin instead of overlapping by half: each stored step lies in exactly one, so that with --priority_exponent 0
-   every step is trained on equally often, as everywhere in this project. A window joins when it is complete or its episode
-   ends.
-3. n-step returns end with the window: its last steps look less far ahead, to the state after it. Feed-forward, a window is one
-   step, so returns are one-step ones.
+   every step is trained on equally often, as everywhere in this project. A window can be drawn once it is complete or its
+   episode has ended.
+3. n-step returns end with the window: near its end fewer rewards are summed before the state after it is bootstrapped from.
+   Feed-forward, a window is one step, so returns are one-step ones.
 4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
 5. Its one network is actor and critic at once: it acts by its own Q-values. The networks are small.
 6. Set for small tasks, see HyperParameters: windows of 32 steps after a burn-in of 16 (paper: 80 after 40), discount 0.99
@@ -38,10 +38,10 @@ class HyperParameters(MemoryFlags):
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(1_000, "steps of random actions before training", low=0)
     expl_rate: float = flag(0.05, "rate of random actions that exploration falls to", high=1)
-    expl_timesteps: int = flag(10_000, "steps over which it falls there from 1")
+    expl_timesteps: int = flag(10_000, "steps over which that rate falls from 1 to expl_rate")
     # Replay
-    batch_size: int = flag(256, "steps trained on per update (windows are drawn until they hold as many)")
-    replay_ratio: float = flag(64, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
+    batch_size: int = flag(256, "steps trained on per update, at least: whole windows are drawn until they hold as many")
+    replay_ratio: float = flag(64, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     # Learning
     lr: float = flag(1e-3, "learning rate")
@@ -52,7 +52,7 @@ class HyperParameters(MemoryFlags):
     rescale: bool = flag(True, "learn a squashed value, h(x) = sign(x) (sqrt(|x| + 1) - 1) + 0.001 x")
     # Priorities
     priority_exponent: float = flag(0.9, "how much priorities count; 0: windows are drawn uniformly", high=1)
-    priority_max: float = flag(0.9, "a window's priority: this share of its largest error, the rest of its mean error", high=1)
+    priority_max: float = flag(0.9, "eta: a window's priority is eta * largest error + (1 - eta) * mean error", high=1)
     importance_exponent: float = flag(0.6, "how much of the priorities' bias is corrected in the loss", high=1)
     # Networks, and the length of the run
     hidden_size: int = flag(128, "units of each hidden layer after the core")
@@ -60,7 +60,7 @@ class HyperParameters(MemoryFlags):
     max_timesteps: int = flag(100_000, "steps in the environment, over all num_envs")
     # What --recurrent changes
     recurrent_defaults = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
-    # Flags of memory that could do nothing here, and why
+    # Flags of memory that are refused, and why
     unused = {"critic_hidden": "its one network has one memory"}
 
     @classmethod
@@ -76,7 +76,7 @@ class HyperParameters(MemoryFlags):
         if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
             raise ValueError(f"--n_steps {config['n_steps']} with --seq_len {config['seq_len']}: a window holds no such return; "
                              f"add --n_steps {config['seq_len']} or a smaller one, or choose a larger --seq_len")
-        if config["test"]:                                                 # a saved model's flags, which draw no windows any more
+        if config["test"]:                                                 # a test draws no windows
             return
         for name in ("priority_max", "importance_exponent"):
             if config["priority_exponent"] == 0 and config[name] != vars(cls)[name]:
@@ -128,8 +128,8 @@ class R2D1(Agent):
         cfg, actions = self.cfg, self.spec.action_dim
         choice = self.critic.head(features).argmax(-1).cpu().numpy()            # (N,)
         if explore:
-            fallen = min(1, max(0, self.steps - cfg.start_timesteps) / cfg.expl_timesteps)
-            rate = 1 - fallen * (1 - cfg.expl_rate)
+            progress = min(1, max(0, self.steps - cfg.start_timesteps) / cfg.expl_timesteps)
+            rate = 1 - progress * (1 - cfg.expl_rate)
             random = self.rng.integers(actions, size=choice.shape)
             choice = np.where(self.rng.random(choice.shape) < rate, random, choice)
         return np.eye(actions, dtype=np.float32)[choice]                        # (N, actions), one-hot
@@ -154,7 +154,7 @@ class R2D1(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: each network's own memory at the windows' first step, without gradient
+        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
         hidden = self.start_hidden(batch, self.critic)                          # (B, hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 
@@ -173,24 +173,24 @@ class R2D1(Agent):
             target_features, _ = self.critic_target.core(history, target_hidden)
 
             # Double Q: the action that the online network would choose, valued by the target network
-            next_action = Q.argmax(-1, keepdim=True)                            # (N + B, 1)
-            next_Q = self.critic_target.head(target_features[real]).gather(-1, next_action)
-            next_Q = self.unsquash(next_Q)                                      # (N + B, 1)
+            best_action = Q.argmax(-1, keepdim=True)                            # (N + B, 1)
+            best_Q = self.critic_target.head(target_features[real]).gather(-1, best_action)
+            best_Q = self.unsquash(best_Q)                                      # (N + B, 1)
 
-            # Look n steps ahead, but no further than the state after the window's last step. Before the window of step i there
-            # are window[i] states more than steps
+            # Look n steps ahead, but no further than the state after the window's last step. Each window has one state more than
+            # steps, so step i's state is row i + window[i] of Q, and the state n steps later is row i + window[i] + n
             i = torch.arange(batch.steps, device=self.device)                   # (N,)
             left = length.cumsum(0)[window] - i                                 # (N,): steps of the window from this one on
             n = left.clamp(max=cfg.n_steps)
             not_done = batch.not_done[i + n - 1]                                # an episode terminates at a window's end only
 
-            # Compute the n-step return
+            # Compute the n-step return; what `roll` brings round from elsewhere is not counted, as k is then at least n
             rewards = torch.zeros_like(batch.reward)                            # (N, 1)
             for k in range(min(cfg.n_steps, batch.mask.shape[1])):
                 rewards += cfg.discount ** k * torch.where(k < n, batch.reward[:, 0].roll(-k), 0)[:, None]
 
             # Compute the target Q value
-            target_Q = rewards + not_done * (cfg.discount ** n)[:, None] * next_Q[i + window + n]
+            target_Q = rewards + not_done * (cfg.discount ** n)[:, None] * best_Q[i + window + n]
             target_Q = self.squash(target_Q)                                    # (N, 1)
 
         # Get the current Q estimates
@@ -198,7 +198,7 @@ class R2D1(Agent):
         error = target_Q - current_Q
         assert current_Q.shape == target_Q.shape
 
-        # Compute the loss, where a window counts the less the more often it is drawn
+        # Compute the loss. Importance weights: windows that are drawn more often count less
         weight = buffer.importance(batch, cfg.importance_exponent)[window, None]        # (N, 1)
         critic_loss = (weight * error.square()).mean()
 
@@ -214,8 +214,8 @@ class R2D1(Agent):
 
         # Let the target network follow
         if self.updates % cfg.target_freq == 0:
-            soft_update(self.critic, self.critic_target, 1)
+            soft_update(self.critic, self.critic_target, 1)                     # tau 1: a copy
 
-        # Refresh the stored hidden states of these windows with the new weights
+        # With --hidden_refresh: renew the stored hidden states of these windows
         self.refresh_hidden(buffer, batch)
         return {"critic_loss": critic_loss.detach()}

@@ -5,7 +5,7 @@ Run:   python main.py --policy REINFORCE --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper:
 1. Actor and baseline are separate networks; each may have a recurrent core (cores.py) that reads the history of
-   observations and actions. Recurrent, the gradient goes back to each episode's start by default (--seq_len full).
+   observations and actions. With --recurrent the gradient goes back to each episode's start by default (--seq_len full).
 2. An action is credited with the discounted rewards that follow it, not with the whole episode's; late actions count as much as
    early ones, as nearly everywhere. There may be a bonus for entropy, and each network's gradient is clipped.
 3. An update waits for whole episodes that hold `batch_size` steps together, and averages over steps, not episodes.
@@ -44,7 +44,7 @@ class HyperParameters(MemoryFlags):
     num_envs = 1                                                       # no flag: episodes of one environment, end to end
     # What --recurrent changes
     recurrent_defaults = dict(seq_len="full")
-    # Flags of memory that could do nothing here, and why
+    # Flags of memory that are refused, and why
     unused = {"hidden_refresh": "episodes are forgotten after their one update, nothing is left to write states into",
               "stored_precision": "its buffer is a few episodes"}
 
@@ -138,11 +138,11 @@ class REINFORCE(Agent):
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: each network's own memory at the windows' first step, without gradient
+        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
 
-        # Unroll the baseline once over the windows' states and their last next state
+        # Unroll the baseline over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
         features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
         current_value = self.critic.head(batch.pick(features[:, :-1]))          # (N, 1), over return_scale
         with torch.no_grad():
@@ -154,7 +154,7 @@ class REINFORCE(Agent):
         returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * batch.not_done), cfg.discount)     # (N,)
         advantage = returns - to_array(value)[0]
 
-        # Divide both by the running scale of returns
+        # Divide both by a running mean of the returns' size
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
@@ -176,7 +176,7 @@ class REINFORCE(Agent):
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)
 
-        # On-policy: what was learned from is forgotten
+        # Forget the episodes: on-policy learning uses them once
         buffer.clear()
         losses = {"critic_loss": critic_loss.detach()} if cfg.baseline else {}
         return {**losses, "actor_loss": actor_loss.detach()}

@@ -6,12 +6,12 @@ Run:   python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
 Deliberate differences from the paper and its reference code:
 1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    this is the textbook algorithm. The twin Q-heads share one critic core, and the action joins after it, in the heads.
-2. An update trains on windows of steps, feed-forward on windows of one. `batch_size` and `replay_ratio` count steps, never
-   padding, so both kinds of update learn from the same amount of data.
-3. In the actor's loss no gradient passes through the critic's core: its features depend on the past alone.
+2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
+   `replay_ratio` count real steps, never padding, so both kinds of update learn from the same amount of data.
+3. In the actor's loss no gradient passes through the critic's core. It has not read the action that the actor now chooses.
 4. Discount, learning rates and warm-up are set for PyBullet's hopper, see HyperParameters.
 
-Lines marked `# TD3:` are what it adds to DDPG: `diff DDPG.py TD3.py` is the algorithm.
+Lines marked `# TD3:` are what TD3 adds to DDPG: `diff DDPG.py TD3.py` is the algorithm.
 """
 from dataclasses import dataclass
 
@@ -30,9 +30,9 @@ class HyperParameters(MemoryFlags):
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
-    # Replay. One update a step: on the hopper it learned faster than larger, rarer updates of the same cost
-    batch_size: int = flag(128, "steps trained on per update (windows are drawn until they hold as many)")
-    replay_ratio: float = flag(128, "stored steps trained on per environment step: one update every batch_size / replay_ratio")
+    # Replay. One small update per step learned faster on the hopper than fewer, larger ones of the same cost in all
+    batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
+    replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     # Learning. Discount and rate suit PyBullet's hopper: with 0.99 it learns to stand still for the bonus of staying up
     lr: float = flag(6e-4, "learning rate of actor and critic")
@@ -100,36 +100,36 @@ class TD3(Agent):
         self.decay_lr()
         self.updates += 1                                                       # TD3: for the delay
 
-        # Sample windows of stored steps: their states, and the state after the last one
+        # Sample windows of stored steps. L steps are L + 1 rows: their states, and the next state of the last one
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Burn in: each network's own memory at the windows' first step, without gradient
+        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_actor = self.start_hidden(batch, self.actor_target)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
         with torch.no_grad():
-            # Unroll the targets over all of the history: a memory of the next state has read the states before it
+            # Unroll the targets over all L + 1 rows: to value the next state a core must have read the rows before it
             actor_features, _ = self.actor_target.core(history, target_hidden_actor)    # (B, L + 1, features)
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
-            # Pick the real steps' next states, [:, 1:], and leave the padding of the windows behind
-            next_features = batch.pick(actor_features[:, 1:])                   # (N, features)
-            critic_features = batch.pick(critic_features[:, 1:])
+            # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
+            next_actor_features = batch.pick(actor_features[:, 1:])             # (N, features)
+            next_critic_features = batch.pick(critic_features[:, 1:])
 
             # Select the next action by the target policy
-            next_action = self.actor_target.head(next_features)                 # (N, action_dim)
+            next_action = self.actor_target.head(next_actor_features)           # (N, action_dim)
             # TD3: smooth the target policy with clipped noise
             noise = (torch.randn_like(next_action) * cfg.policy_noise).clamp(-cfg.noise_clip, cfg.noise_clip)
             next_action = (next_action + noise).clamp(-1, 1)
 
             # Compute the target Q value
-            target_Q = self.critic_target.head(critic_features, next_action)    # (2, N, 1)  # TD3: twins
+            target_Q = self.critic_target.head(next_critic_features, next_action)   # (2, N, 1)  # TD3: twins
             target_Q = target_Q.min(0).values                                   # TD3: the smaller of the twins
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
-        # Get the current Q estimates
+        # Get the current Q estimates, of the states without the last next one
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
         current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)  # TD3: twins
         assert current_Q.shape[-2:] == target_Q.shape
@@ -145,8 +145,8 @@ class TD3(Agent):
             self.refresh_hidden(buffer, batch)                                  # TD3: delayed policy updates
             return losses                                                       # TD3: delayed policy updates
 
-        # Compute the actor loss, with the critic's features as they are now. No gradient passes through the critic's core:
-        # it has read the past, which the actor's new action does not change
+        # Compute the actor loss, with the updated critic's features. No gradient passes through the critic's core: it has read
+        # the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         actor_features, _ = self.actor.core(history[:, :-1], hidden_actor)      # (B, L, features)
@@ -161,6 +161,6 @@ class TD3(Agent):
         soft_update(self.critic, self.critic_target, cfg.tau)
         soft_update(self.actor, self.actor_target, cfg.tau)
 
-        # Refresh the stored hidden states of these windows with the new weights
+        # With --hidden_refresh: renew the stored hidden states of these windows
         self.refresh_hidden(buffer, batch)
         return losses

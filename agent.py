@@ -1,7 +1,7 @@
 """What an agent is, whatever its algorithm: its flags of memory, its interface, and the bookkeeping of memories.
 
-An algorithm's file extends two classes: MemoryFlags by its hyper-parameters, Agent by its networks and its update. What is
-written here is not the algorithm, and the same for all of them.
+An algorithm's file defines two subclasses: of MemoryFlags, with its hyper-parameters, and of Agent, with its networks and its
+update. What is written here is not the algorithm, and the same for all of them.
 """
 import math
 from dataclasses import dataclass, field, fields
@@ -30,7 +30,7 @@ def flag(default, help, low=None, high=None, role="learning"):
 
 @dataclass
 class MemoryFlags:
-    """The hidden-state vocabulary, the same for every algorithm. Each algorithm's HyperParameters extend it."""
+    """The flags about hidden states, the same for every algorithm. Each algorithm's HyperParameters extend them."""
     recurrent_actor: bool = flag(False, "give the actor a recurrent core (--recurrent: actor and critic)")
     recurrent_critic: bool = flag(False, "give the critic a recurrent core (--recurrent: actor and critic)")
     core: Literal["lstm", "gru", "mingru"] = flag("lstm", "which recurrent core")
@@ -42,7 +42,7 @@ class MemoryFlags:
         1, "steps in a training window: back-propagation goes no further; full = whole episodes")
     hidden_init: Literal["stored", "zero"] = flag("zero", "start state of a training window: as stored while acting, or zero")
     burn_in: int = flag(0, "unroll up to this many steps before each window, without gradient, to warm up its start state", low=0)
-    hidden_refresh: bool = flag(False, "after each update write the recomputed hidden states back into the buffer")
+    hidden_refresh: bool = flag(False, "after each update (PPO: epoch) write the recomputed hidden states back into the buffer")
     stored_precision: Literal["float32", "float16"] = flag(
         "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
     critic_hidden: Literal["own", "actor", "zero"] = flag(
@@ -91,10 +91,10 @@ class MemoryFlags:
 class Agent:
     """An agent with an actor and a critic, each with a core (cores.py). One class may be both networks at once.
 
-    `hidden` is the memory of both: the actor's and, if the critic remembers while acting, the critic's, side by side. Outside
-    it is one opaque vector of `hidden_dim` numbers.
+    `hidden` is the memory of both: the actor's and, if the critic remembers while acting, the critic's, side by side. Code
+    elsewhere sees one vector of `hidden_dim` numbers.
 
-    A subclass writes `choose` and `train`, and changes what differs of the rest.
+    A subclass writes `choose` and `train`, and overrides whatever else differs.
     """
     HyperParameters = MemoryFlags           # its flags
     discrete, continuous = False, True      # which actions it can take
@@ -109,7 +109,7 @@ class Agent:
         self.targets = []                   # (network, its target)
         self.rng = np.random.default_rng(seed)
         self.steps, self.steps_trained = 0, 0           # steps taken in the environment; stored steps trained on
-        # The critic's memory is advanced while acting only if windows start from it
+        # While acting, the critic's memory is advanced only if windows start from it
         self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
 
     def target_of(self, network):
@@ -132,15 +132,15 @@ class Agent:
         return self.critic.head(features, batch.action)
 
     def in_rewards(self, values):
-        """What `values` are worth in rewards, undone the scale that they are learned in."""
+        """Values in units of reward, if they are learned in others."""
         return values * vars(self).get("return_scale", 1)
 
     def ready(self, buffer):
-        """Is an update due? As many are as keep `replay_ratio` stored steps trained on per step in the environment."""
+        """Is an update due? While fewer than `replay_ratio` stored steps per step since the warm-up have been trained on."""
         return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
 
     def buffer_size(self):
-        """Rows of the buffer: a step takes at most two."""
+        """Rows of the buffer. An episode of T steps takes T + 1, so a step takes at most two."""
         return min(self.cfg.memory_size, 2 * self.cfg.max_timesteps)
 
     # ------------------------------------------------------------------ memory
@@ -165,7 +165,7 @@ class Agent:
 
         Args:
             history: array (N, row), what is perceived now
-            hidden: array (N, hidden_dim), the memory before it
+            hidden: array (N, hidden_dim), the memory before this row is read
         Returns:
             action (N, action_dim) and next_hidden (N, hidden_dim), arrays
         """
@@ -182,8 +182,8 @@ class Agent:
     def start_hidden(self, batch, network):
         """A network's memory at the first trained step of each window, (B, its core's hidden_dim), without gradient.
 
-        --hidden_init and --critic_hidden say from which memory a window starts, or the steps burned in before it. --burn_in
-        carries that over those steps with the network's own weights, so online and target networks each get their own.
+        --hidden_init and --critic_hidden choose the start state. With --burn_in it belongs to the first of the steps before the
+        window, and the network's own weights carry it through these. Without, a target starts as its online network does.
         """
         whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden
         if self.cfg.hidden_init == "zero" or whose == "zero":
@@ -197,7 +197,7 @@ class Agent:
     def refresh_hidden(self, buffer, batch):
         """--hidden_refresh: write the windows' memories back, recomputed with the weights as they are after the update.
 
-        The first one comes from the burn-in. Without --burn_in it stays as it was stored, since the window starts from it.
+        The memory at a window's first row comes from the burn-in. Without one it stays as it was stored.
         """
         if not self.cfg.hidden_refresh:
             return
@@ -214,7 +214,7 @@ class Agent:
         return batch
 
     def decay_lr(self):
-        """--lr_decay: set the learning rates to what they began with times the part of the run that remains."""
+        """--lr_decay: set each learning rate to its initial one times the share of the run that is left."""
         if self.cfg.lr_decay:
             remaining = max(0, 1 - self.steps / self.cfg.max_timesteps)
             for optimizer in vars(self).values():
@@ -232,7 +232,7 @@ class Agent:
                 **{name: float(vars(self)[name]) for name in self.numbers}}
 
     def load_state_dict(self, state):
-        """Take a saved model's weights and numbers. Targets begin as copies, else what is loaded would be forgotten first."""
+        """Take a saved model's weights and numbers. Targets become copies: old ones would pull the networks back."""
         if self.actor is not self.critic:
             self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])

@@ -93,7 +93,7 @@ def test(run, agent, env, spec, checkpoint):
 
 
 class Interaction:
-    """Act, step, add. Iterating over it takes steps and yields how many there have been, over all environments."""
+    """Act, step the environments, add to the buffer. Iterating takes such steps and yields how many there were, over all."""
 
     def __init__(self, agent, envs, buffer, cfg, spec, seed, env_id=""):
         self.env_id = env_id
@@ -102,7 +102,7 @@ class Interaction:
         self.state, _ = envs.reset(seed=seed)
         self.row = history_row(self.state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
         self.hidden = np.zeros((cfg.num_envs, agent.hidden_dim), np.float32)
-        self.acted_from = self.hidden                                  # the memory before the last action
+        self.acted_from = self.hidden                                  # the memory before the last action, for the logger
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -110,7 +110,7 @@ class Interaction:
             next_state, reward, terminated, truncated, info = self.envs.step(action)
             done = terminated | truncated
             last_state = next_state
-            if done.any():                                             # next_state is then the next episode's first
+            if done.any():                                             # they reset themselves: next_state is a first one
                 last_state = next_state.copy()
                 last_state[done] = np.stack(info["final_obs"][done])
             self.buffer.add(self.state, action, reward, last_state, terminated, truncated, self.hidden, next_hidden)
@@ -137,8 +137,8 @@ class Interaction:
 
 
 class Updates:
-    """The steps of an agent that learns from recorded episodes: a step is an update, and nothing is acted."""
-    envs = acted_from = None
+    """The steps of an agent that learns from recorded episodes: a step is an update, and no environment is stepped."""
+    envs = acted_from = None                                           # which Interaction has
 
     def __init__(self, agent, buffer, cfg):
         self.agent, self.cfg, self.step = agent, cfg, 0
@@ -196,13 +196,13 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
         kept = Models(path, agent, config) if run.save_model else None
         progress = Progress(cfg.max_timesteps, unit)
-        # The logger first: it may be refused. Results before what is written beside them
+        # The logger comes first: W&B may refuse it, and nothing is touched then. Results begin by removing old files
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
         saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)
         try:
             with contextlib.closing(listeners):
                 loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new=not saved)
-        except Exception as error:                                     # such as a distribution that refuses NaN
+        except Exception as error:                                     # NaN in the weights can surface anywhere
             weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
             if isinstance(error, Diverged) or not weight < 1e6:
                 fail_nan(steps.step, error.args[0] if isinstance(error, Diverged) else {"the largest weight": weight}, path, run)
@@ -247,14 +247,17 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
 
 
 def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new):
-    """Act, step, add, train when the agent says so, evaluate. Listeners are told what happens. new: it begins at step 0."""
+    """Act, step, add, train when the agent says so, evaluate. Listeners are told what happens.
+
+    config: all flags at the start, as an agent may change them; new: nothing was resumed, so it begins with an evaluation
+    """
     def evaluation():
         weight = largest(agent.state_dict())
         if not math.isfinite(weight):
             raise Diverged({"the largest weight": weight})
         listeners.evaluated(steps.step, *evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000))
 
-    def due(freq):
+    def due(freq):                                                     # has this step, of num_envs, passed a multiple of it?
         return freq and steps.step // freq > (steps.step - cfg.num_envs) // freq
 
     if new:

@@ -1,6 +1,6 @@
 """The pieces that networks are made of and trained with: multi-layer perceptrons, policies, advantages, optimizers, targets.
 
-Shapes: (N, dim), a row for each real step. Padding has been left behind (Batch.pick).
+Shapes: (N, dim), a row for each real step. Padding is gone by then (Batch.pick).
 """
 import copy
 
@@ -13,8 +13,8 @@ from torch.distributions import Independent, Normal, OneHotCategorical
 class MLP(nn.Module):
     """`n` independent multi-layer perceptrons with ReLU, computed together: (N, in) -> (n, N, out).
 
-    Both Q-networks of a twin critic are one batched product per layer, half as many operations to launch. The weights are
-    initialised as nn.Linear's are, uniform in +-1/sqrt(in).
+    Both Q-networks of a twin critic run in one batched matrix product per layer, half as many operations to launch. The
+    weights are initialised as nn.Linear's are, uniform in +-1/sqrt(in).
     """
 
     def __init__(self, n, in_size, hidden_size, hidden_layers, out_size):
@@ -27,12 +27,12 @@ class MLP(nn.Module):
         self.layers = list(zip(self.weights, self.biases))             # a ParameterList is slow to go through
 
     def forward(self, x, n=None):
-        """n: compute the first n networks only."""
+        """n: compute the first n networks only, such as one of a twin critic."""
         n = n or self.n
         x = x.expand(n, -1, -1)                                        # (n, N, in)
         for i, (weight, bias) in enumerate(self.layers):
             x = x if i == 0 else torch.relu(x)
-            if weight.shape[-1] == 1:                                  # as a batched product, 5 to 12 times as slow on AMD
+            if weight.shape[-1] == 1:                                  # a batched product of one column is slow on AMD
                 x = (x * weight[:n].transpose(1, 2)).sum(-1, keepdim=True) + bias[:n]
             else:
                 x = torch.baddbmm(bias[:n], x, weight[:n])
@@ -63,7 +63,7 @@ def gae(reward, value, next_value, not_done, end, discount, gae_lambda):
 
     Args:
         reward, value, next_value, not_done, end: arrays (N,). `not_done` is 0 where the episode terminated, and cuts the
-            bootstrap; `end` is True at the last step of an episode or rollout, however it ended, and cuts the sum
+            bootstrap; `end` is True at the last step of an episode or rollout, however it ended, and stops the backward sum
     Returns:
         advantage (N,)
     """
@@ -81,7 +81,7 @@ def to_array(*tensors):
 
 
 def adam(network, lr, core_lr=None):
-    """Adam over a network, with a learning rate of its own for the recurrent core if `core_lr` is given."""
+    """Adam over a network, the recurrent core with a learning rate of its own if `core_lr` is given. initial_lr: for --lr_decay."""
     core = list(network.core.parameters())
     rest = [p for p in network.parameters() if all(p is not c for c in core)]
     groups = [{"params": rest, "lr": lr, "initial_lr": lr}]
@@ -93,8 +93,8 @@ def adam(network, lr, core_lr=None):
 def optimize(optimizer, loss, max_grad_norm=None):
     """One gradient step on the optimizer's own parameters alone.
 
-    An actor's loss passes through the critic. `inputs` keeps its gradient out of the critic's weights, where it would be
-    computed for nothing.
+    An actor's loss also passes through the critic. `backward(inputs=...)` leaves out the critic's weights, whose gradients would
+    be computed for nothing, and added to those of its own loss.
 
     Args:
         max_grad_norm: if given, the gradient is scaled down to this norm where it is larger
@@ -108,7 +108,7 @@ def optimize(optimizer, loss, max_grad_norm=None):
 
 
 def target_of(network):
-    """A copy of a network, to follow it by `soft_update`."""
+    """A copy of a network, that soft_update will move slowly towards it. It is not frozen: call it under no_grad."""
     target = copy.deepcopy(network)
     for module in target.modules():
         if isinstance(module, nn.RNNBase):

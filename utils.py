@@ -7,13 +7,13 @@ import torch.nn as nn
 
 
 class Batch(NamedTuple):
-    """Windows of steps. A core reads `history`, (B, L + 1, row): B windows of at most L steps and the row after their last one.
+    """Windows of steps. A core reads `history`, (B, L + 1, row): B windows of at most L steps, and the row after their last.
 
     Windows are of different lengths. Padding fills the shorter ones up at their end, by repeating their last row. It is left
-    behind right after a core, by `pick`: all other fields have a row for each of the N real steps, window by window, in order
-    of time.
+    behind right after a core, by `pick`: action, reward, not_done and end have a row for each of the N real steps, window by
+    window, in order of time. The other fields have one for each of the B windows.
     """
-    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1 is next to step t
+    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1 is step t's next state
     action: torch.Tensor        # (N, action_dim)
     reward: torch.Tensor        # (N, 1)
     not_done: torch.Tensor      # (N, 1)            0 where the episode terminated: do not bootstrap
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         return len(self.action)
 
     def pick(self, x):
-        """Leave the padding behind: (B, L, dim) -> (N, dim). Whatever lies there, even NaN, has no influence any more."""
+        """Leave the padding behind: (B, L, dim) -> (N, dim). No loss depends on what lies there."""
         x = x.flatten(0, 1)
         return x if self.real is None else x.index_select(0, self.real)
 
@@ -52,32 +52,34 @@ class Batch(NamedTuple):
 class Buffer:
     """Sequences of steps with the memory before each, for replay and for on-policy rollouts alike.
 
-    One environment, two episodes, the second of which is running. A column is a row of the buffer:
+    One environment and two episodes, the second still running. Turned on its side: each column is one row of the buffer.
 
         position       0     1     2     3  |  4     5     6     7     8
-        state         s0    s1    s2    s3  | s0    s1    s2    s3    s4        what was perceived, and with it
-        action         -    a0    a1    a2  |  -    a0    a1    a2    a3        the action and the reward that came before,
-        reward         -    r0    r1    r2  |  -    r0    r1    r2    r3
-        terminated     -     0     0     1  |  -     0     0     0     0        whether that was the end,
-        hidden        h0    h1    h2    h3  | h0    h1    h2    h3    h4        and the memory before state and past are read
+        state         s0    s1    s2    s3  | s0    s1    s2    s3    s4        the observation
+        action         -    a0    a1    a2  |  -    a0    a1    a2    a3        the action that led here (a reset: zeros)
+        reward         -    r0    r1    r2  |  -    r0    r1    r2    r3        the reward for it
+        terminated     -     0     0     1  |  -     0     0     0     0        did the episode terminate here?
+        hidden        h0    h1    h2    h3  | h0    h1    h2    h3    h4        the memory before this row is read
 
-        steps            0     1     2      |     0     1     2     3           step t: row t and the row after it
-        a window of 3                              [-----------]                rows 5, 6, 7 are its states, row 8 the next one
+        step              0     1     2     |     0     1     2     3           step t: the row of its state, and the one after
+        a window of 3                       |           [-----------]           rows 5, 6, 7 are its states, row 8 the next one
 
     - An episode of T steps is T + 1 rows. The first is what the reset gave, the last is the true final state, which no action
       follows. So no state is stored twice, though it is the next state of one step and the state of another.
     - `terminated` stands in the row after a step. An episode that was cut short (truncated) ends, too, but its last row does
       not say terminated.
-    - A stream is a ring of rows, one for each environment. When it is full, the newest row takes the place of the oldest.
+    - Each environment has its own ring of rows, called a stream. When it is full, the newest row takes the place of the oldest,
+      whose episode then begins a step later.
     - A window never crosses an episode's end. Windows of a batch are filled up with padding, see Batch.
 
     Every stored step is equally likely to be trained on. A window of L steps may begin at any step, and also up to L - 1 steps
     *before* its episode, of which only the part inside is used. So each step lies in exactly L of the windows that can be
-    drawn, the first and the last of an episode included. A draw is an index into (rows) + (episodes x (L - 1)): no scan.
+    drawn, the first and the last of an episode included. A draw is an index into (rows) + (episodes x (L - 1)): no scan. One that
+    hits an episode's last row holds no step, and is dropped.
 
     Args:
         size: rows in memory, over all streams (one per step, and one more per episode)
-        state_dim, action_dim, hidden_dim: widths of a row's parts
+        state_dim, action_dim, hidden_dim: widths of a row's parts; hidden_dim is 0 where no window starts from a stored state
         num_envs: number of streams
         seed: of the generator that draws windows
         device: where batches are delivered
