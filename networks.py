@@ -81,7 +81,7 @@ def to_array(*tensors):
 
 
 def adam(network, lr, core_lr=None):
-    """Adam over a network, the recurrent core with a learning rate of its own if `core_lr` is given. initial_lr: for --lr_decay."""
+    """Adam over a network, its core with a learning rate of its own if `core_lr` is given. initial_lr: for --lr_decay."""
     core = list(network.core.parameters())
     rest = [p for p in network.parameters() if all(p is not c for c in core)]
     groups = [{"params": rest, "lr": lr, "initial_lr": lr}]
