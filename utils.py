@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     behind right after a core, by `pick`: action, reward, not_done and end have a row for each of the N real steps, window by
     window, in order of time. The other fields have one for each of the B windows.
     """
-    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1 is step t's next state
+    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1: next to step t
     action: torch.Tensor        # (N, action_dim)
     reward: torch.Tensor        # (N, 1)
     not_done: torch.Tensor      # (N, 1)            0 where the episode terminated: do not bootstrap
