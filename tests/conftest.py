@@ -2,6 +2,7 @@
 import itertools
 import os
 import sys
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,22 @@ torch.set_num_threads(1)
 
 from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
+<<<<<<< HEAD
 from support import data  # noqa: E402
+=======
+from networks import MLP  # noqa: E402
+>>>>>>> 07feb6b8d723ab81be8fe5f97445136fb377f57c
 from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)
 DISCRETE_SPEC = EnvSpec(3, 2, True)
 SMALL = dict(core_size=6, hidden_size=16, hidden_layers=1, num_envs=2)
+REPLAY = dict(start_timesteps=0, batch_size=24)
+TINY = {                                                               # a small agent's flags, besides SMALL
+    "TD3": REPLAY, "DDPG": REPLAY, "SAC": REPLAY, "R2D1": dict(**REPLAY, expl_timesteps=1, expl_rate=0.5, target_freq=2),
+    "PPO": dict(rollout_steps=25, batch_size=12, epochs=2, lr=3e-3), "A2C": dict(rollout_steps=25, lr=3e-3),
+    "REINFORCE": dict(batch_size=20, memory_size=100), "BCQ": dict(batch_size=24, target_candidates=3, act_candidates=4),
+}
 RECURRENT = dict(recurrent_actor=True, recurrent_critic=True)
 
 
@@ -143,6 +154,13 @@ class Toy:
         self.record += played
         return sorted(played, key=lambda step: step.env)               # stable: order of time within an environment
 
+    def play_until_due(self):
+        """Until there is enough for an update. Returns what was recorded, as `play`."""
+        played = self.play(1)
+        while not self.agent.ready(self.buffer):
+            played += self.play(1)
+        return sorted(played, key=lambda step: step.env)
+
     def find(self, state):
         """The recorded step that was taken from this observation (all observations differ)."""
         if len(getattr(self, "_steps", ())) != len(self.record):
@@ -203,23 +221,33 @@ def in_windows(batch, x):
     return padded
 
 
-def make_agent(module, spec=SPEC, seed=0, **flags):
+def make_agent(module, spec=None, seed=0, device="cpu", **flags):
     """A small agent of an algorithm's module."""
+    name = module.__name__
+    small = {flag: value for flag, value in SMALL.items() if flag in {f.name for f in fields(module.HyperParameters)}}
     torch.manual_seed(seed)
-    return getattr(module, module.__name__)(spec, module.HyperParameters(**{**SMALL, **flags}), seed)
+    return getattr(module, name)(spec or (DISCRETE_SPEC if name == "R2D1" else SPEC),
+                                 module.HyperParameters(**{**small, **TINY[name], **flags}), seed, device)
 
 
 LENGTHS = [[7, 1, 12, 3], [2, 9, 1, 5]]                                # of the episodes in two environments
-OFF_POLICY = dict(start_timesteps=0, batch_size=24)
 
 
 def make_off_policy(module, steps=60, size=400, seed=0, **flags):
     """An agent, a buffer that it has filled, and the record of that."""
-    agent = make_agent(module, seed=seed, **{**OFF_POLICY, **flags})
+    agent = make_agent(module, seed=seed, **flags)
     buffer = make_buffer(agent, size, seed=seed)
     game = Toy(agent, buffer, LENGTHS)
     game.play(steps)
     return agent, buffer, game
+
+
+def make_on_policy(module, spec=None, seed=0, **flags):
+    """An agent, its empty buffer, and environments."""
+    agent = make_agent(module, spec, seed, **flags)
+    num_envs = agent.cfg.num_envs
+    buffer = make_buffer(agent, agent.buffer_size(), num_envs, seed)
+    return agent, buffer, Toy(agent, buffer, LENGTHS[:num_envs])
 
 
 def make_buffer(agent, size=400, num_envs=2, seed=0, on_device=False):
@@ -246,8 +274,8 @@ def targets_of(agent):
 
 def weights_of(agent):
     """All weights, targets included, in a fixed order."""
-    networks = [getattr(agent, name, None) for name in ("actor", "critic", "actor_target", "critic_target")]
-    weights = [p for network in networks if network for p in network.parameters()]
+    networks = [agent.actor, agent.critic, *(target for _, target in agent.targets)]
+    weights = [p for network in networks for p in network.parameters()]
     return [p.detach().clone() for p in weights + ([agent.log_alpha] if hasattr(agent, "log_alpha") else [])]
 
 
@@ -277,47 +305,19 @@ def fill_padding(batch):
     return batch._replace(history=batch.history.masked_fill(after, 1e3), past=batch.past.masked_fill(no_past, torch.nan))
 
 
-def check_pace(agent, buffer, game, monkeypatch):
-    """start_timesteps=10, batch_size=16, replay_ratio=4: four times as many steps are trained on as are taken after the 10th."""
-    batches = spy(monkeypatch, buffer, "sample")
-    for _ in range(60):
-        game.play(1)
-        while agent.ready(buffer):
-            assert agent.steps > 10
-            agent.train(buffer)
-    assert agent.steps == 120
-    trained = sum(int(batch.mask.sum()) for batch in batches)          # counted here, not by the agent
-    assert abs(trained - 4 * (120 - 10)) <= 16 + 8 and len(batches) >= 20
-
-
-def check_stored_hidden(agent, buffer):
-    """Read every stored row with the agent's own weights: the memory after it must be the one stored with the next row."""
-    episodes = buffer.windows("full")
-    stored = buffer.hidden[episodes.index]                             # (B, L + 1, hidden_dim)
-    actor, critic, size = Plain(agent.actor), Plain(agent.critic), agent.actor.core.hidden_dim
-    checked = 0
-    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask):
-        for t in range(int(mask.sum())):
-            row, before, after = rows[t:t + 1], hidden[t:t + 1], hidden[t + 1]
-            assert torch.allclose(actor.remember(row, before[:, :size])[1][0], after[:size], atol=1e-5)
-            if agent.critic_remembers:
-                assert torch.allclose(critic.remember(row, before[:, size:])[1][0], after[size:], atol=1e-5)
-            checked += 1
-    assert stored[:, 1].abs().min() > 0                                # there is a memory, and it is not empty
-    return checked
-
-
 # ---------------------------------------------------------------------- networks rebuilt from torch.nn's parts
 
 class Plain(nn.Module):
     """An actor or critic rebuilt with nn.LSTMCell, nn.GRUCell and nn.Linear, on a copy of its weights.
 
+    Its heads are those of the network's MLPs, or of the given ones, one after the other.
+
     It shares no code with cores.py and utils.py but the names of the weights.
     """
 
-    def __init__(self, network):
+    def __init__(self, network, *mlps):
         super().__init__()
-        core, mlp = network.core, network.mlp
+        core, mlps = network.core, mlps or [part for part in network.children() if isinstance(part, MLP)]
         self.state_dim, self.cell, self.hidden_dim = core.state_dim, None, core.hidden_dim
         if core.hidden_dim:
             size = core.rnn.hidden_size
@@ -326,9 +326,9 @@ class Plain(nn.Module):
             for name, weight in self.cell.named_parameters():
                 weight.detach().copy_(getattr(core.rnn, name + "_l0"))
         self.heads = nn.ModuleList()
-        for k in range(mlp.weights[0].shape[0]):
+        for weights, biases, k in ((mlp.weights, mlp.biases, k) for mlp in mlps for k in range(len(mlp.weights[0]))):
             layers = []
-            for weight, bias in zip(mlp.weights, mlp.biases):
+            for weight, bias in zip(weights, biases):
                 linear = nn.Linear(weight.shape[1], weight.shape[2])
                 linear.weight.detach().copy_(weight[k].T)
                 linear.bias.detach().copy_(bias[k, 0])
@@ -358,6 +358,27 @@ class Plain(nn.Module):
     def distance(self, network):
         """The largest difference between its weights and another's."""
         return max((a - b).abs().max().item() for a, b in zip(self.parameters(), Plain(network).parameters(), strict=True))
+
+
+def networks_of(agent):
+    """Each network, and its part of the memory."""
+    size = agent.actor.core.hidden_dim
+    return [(agent.actor, slice(None, size)), *[(agent.critic, slice(size, None))] * agent.critic_remembers]
+
+
+def reproduced(agent, buffer):
+    """Read every stored row with the agent's own weights: the memory after it must be the one stored with the next row.
+    Returns how many rows were read."""
+    episodes, count = buffer.windows("full"), 0
+    stored = buffer.hidden[episodes.index]                             # (B, L + 1, hidden_dim)
+    assert stored[:, 1].abs().min() > 0                                # there is a memory, and it is not empty
+    for network, part in networks_of(agent):
+        plain = Plain(network)
+        for rows, hidden, mask in zip(episodes.history, stored[..., part], episodes.mask):
+            for t in range(int(mask.sum())):
+                assert torch.allclose(plain.remember(rows[t:t + 1], hidden[t:t + 1])[1][0], hidden[t + 1], atol=1e-5)
+                count += network is agent.actor
+    return count
 
 
 def start_of(past, steps, agent, flags):

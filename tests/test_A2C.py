@@ -1,4 +1,4 @@
-"""A2C against its equations, written a second time; what it shares with PPO is tested in test_PPO.py."""
+"""A2C against its equations, written a second time; its acting is tested in test_PPO.py."""
 import numpy as np
 import pytest
 import torch

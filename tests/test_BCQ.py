@@ -17,17 +17,11 @@ import pytest
 import test_memory
 import torch
 from conftest import (
-    CHAIN_SPEC,
     RECURRENT,
     SPEC,
-    Chain,
     Plain,
-    RandomAgent,
-    fill_padding,
     make_agent,
-    make_buffer,
     make_off_policy,
-    poison,
     spy,
     weights_of,
 )
@@ -42,38 +36,20 @@ from utils import Buffer
 HERE = os.path.dirname(os.path.abspath(main.__file__))
 
 
-@pytest.fixture(autouse=True)
-def no_online_flags(request, monkeypatch):
-    """`num_envs` and `start_timesteps` are no flags here; conftest's small agents give them."""
-    hyper = BCQ.HyperParameters
-    if "small" in request.fixturenames:
-        monkeypatch.setattr(BCQ, "HyperParameters", lambda num_envs=0, start_timesteps=0, **flags: hyper(**flags))
-
-
-@pytest.fixture
-def small():
-    """For tests of conftest's small agents."""
-
-
-def weights(agent):
-    return weights_of(agent) + [p.detach().clone() for p in agent.perturbation_target.parameters()]
-
-
 # ---------------------------------------------------------------------- the algorithm
 
 class PlainActor(Plain):
     """Core, encoder and decoder: the generative model."""
 
     def __init__(self, actor):
-        super().__init__(SimpleNamespace(core=actor.core, mlp=actor.encoder))
-        self.heads.extend(Plain(SimpleNamespace(core=actor.core, mlp=actor.decoder)).heads)
+        super().__init__(actor, actor.encoder, actor.decoder)
 
     def decode(self, feature, latent):
         return torch.tanh(self.heads[1](torch.cat([feature, latent], -1)))
 
 
 def plain_perturbation(mlp):
-    return Plain(SimpleNamespace(core=SimpleNamespace(hidden_dim=0, state_dim=0), mlp=mlp)).heads[0]
+    return Plain(SimpleNamespace(core=SimpleNamespace(hidden_dim=0, state_dim=0)), mlp).heads[0]
 
 
 def largest(parameters, others):
@@ -170,12 +146,12 @@ class PlainBCQ:
     dict(**RECURRENT, seq_len=5), dict(**RECURRENT, seq_len=5, burn_in=3, core="gru"),
     dict(**RECURRENT, seq_len="full", memory_input="obs_action_reward"), dict(recurrent_actor=True, seq_len=5, burn_in=2),
     dict(recurrent_critic=True, seq_len=4)], ids=lambda flags: "-".join(str(v) for v in flags.values()))
-def test_update_is_plain_bcq(small, float64, monkeypatch, flags):
+def test_update_is_plain_bcq(float64, monkeypatch, flags):
     """Feed-forward at L = 1 the textbook algorithm, recurrent window by window: over four updates."""
     agent, buffer, game = make_off_policy(BCQ, tau=0.1, lr=3e-3, target_candidates=3, act_candidates=4,
                                           **{"batch_size": 16, "phi": 0.2, **flags})
     plain = PlainBCQ(agent)
-    before, batches = weights(agent), spy(monkeypatch, buffer, "sample")
+    before, batches = weights_of(agent), spy(monkeypatch, buffer, "sample")
     for k in range(4):
         torch.manual_seed(k)
         losses = agent.train(buffer)
@@ -189,10 +165,10 @@ def test_update_is_plain_bcq(small, float64, monkeypatch, flags):
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss, abs=1e-6), name
         assert all(distance < 1e-6 for distance in plain.distances().values()), plain.distances()
-    assert all((a - b).abs().max() > 1e-4 for a, b in zip(before, weights(agent), strict=True))     # each has learned
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(before, weights_of(agent), strict=True))     # each has learned
 
 
-def test_acts_by_the_best_of_its_candidates(small):
+def test_acts_by_the_best_of_its_candidates():
     """Perturbed actions of one set of latents, the first twin's favourite; both memories advance; nothing is random."""
     agent = make_agent(BCQ, act_candidates=7, **RECURRENT)
     with torch.no_grad():                                              # else candidates are hardly different
@@ -221,7 +197,7 @@ def test_acts_by_the_best_of_its_candidates(small):
     assert len(chosen) > 1 and agent.actor.act_latent.abs().max() == 0.5
 
 
-def test_bounds_of_the_latents_spread(small):
+def test_bounds_of_the_latents_spread():
     """Of the encoder's: exp(log_std) neither overflows nor vanishes, and between the bounds nothing is changed."""
     agent = make_agent(BCQ, hidden_layers=0)
     features, action = torch.zeros(4, SPEC.state_dim), torch.zeros(4, SPEC.action_dim)
@@ -231,7 +207,7 @@ def test_bounds_of_the_latents_spread(small):
         assert (agent.actor.encode(features, action)[1] == expected).all()
 
 
-def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
+def test_each_loss_reaches_its_own_weights_only(monkeypatch):
     """Generative model: the actor's core, encoder and decoder. Critic: the critic. Perturbation: its own layers."""
     agent, buffer, _ = make_off_policy(BCQ, **RECURRENT, seq_len=4, burn_in=2)
     actor, seen, critic_grads = agent.actor, [], []
@@ -261,68 +237,6 @@ def test_each_loss_reaches_its_own_weights_only(small, monkeypatch):
     assert critic == vae | {"critic"} and critic_moved == {"critic"}   # what is left of the step before
     assert perturbation == {"perturbation", "critic"} and perturbation_moved == {"perturbation"}
     assert all(torch.equal(a, b) for a, b in zip(critic_grads[1], critic_grads[2], strict=True))   # not added to
-
-
-def test_padding_changes_nothing(small):
-    """Garbage in the padding of a batch's windows, and NaN in that of their pasts, leave losses, gradients and weights alone."""
-    agent, buffer, _ = make_off_policy(BCQ, seq_len=6, burn_in=3, **RECURRENT)
-    batch = buffer.sample(40, 6, 3)
-    check_same(agent, buffer, [lambda *_: batch, lambda *_: fill_padding(batch)])
-
-
-@pytest.mark.parametrize("size, steps", [(400, 60), (60, 80)], ids=["not yet full", "wrapped around"])
-@pytest.mark.parametrize("flags", [dict(seq_len=1), dict(seq_len=6, **RECURRENT), dict(seq_len=4, burn_in=3, **RECURRENT)],
-                         ids=["feed-forward", "zero", "burn-in"])
-def test_nan_outside_the_windows_changes_nothing(small, flags, size, steps):
-    agent, buffer, _ = make_off_policy(BCQ, steps, size, batch_size=12, **flags)
-    state = buffer.rng.bit_generator.state
-    batch = buffer.sample(12, agent.cfg.seq_len, agent.cfg.burn_in)
-    sample = buffer.sample
-
-    def poisoned(*args):
-        poison(buffer, batch)
-        assert buffer.rows.isnan().any()
-        return sample(*args)
-
-    def again(sample):
-        def restored(*args):
-            buffer.rng.bit_generator.state = state
-            return sample(*args)
-        return restored
-    check_same(agent, buffer, [again(sample), again(poisoned)])
-
-
-def check_same(agent, buffer, samples):
-    """One update each on a twin of the agent: losses, gradients and weights are the same to the bit, and finite."""
-    results = []
-    for sample in samples:
-        twin, buffer.sample = copy.deepcopy(agent), sample
-        torch.manual_seed(0)
-        losses = twin.train(buffer)
-        gradients = [p.grad for net in (twin.actor, twin.critic) for p in net.parameters() if p.grad is not None]
-        results.append([*losses.values(), *gradients, *weights(twin)])
-    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*results, strict=True))
-
-
-def test_a_time_limit_is_no_end(small):
-    """Reward 1 for ever in episodes of 10: Q is 1 / (1 - gamma) = 10; with truncation taken for termination about 5."""
-    agent = make_agent(BCQ, CHAIN_SPEC, batch_size=32, discount=0.9, tau=0.4, lr=6e-3, min_weight=1, target_candidates=3)
-    buffer = make_buffer(agent)
-    Chain(RandomAgent(CHAIN_SPEC), buffer, 2).play(95)                 # all kinds of actions: none is worth more than another
-    for _ in range(200):
-        agent.train(buffer)
-    steps = buffer.windows(1)
-    with torch.no_grad():
-        Q = agent.critic.head(steps.history[:, 0, :CHAIN_SPEC.state_dim], steps.action)
-    assert 9 < Q.min() and Q.max() < 11, (Q.min(), Q.max())
-
-
-def test_loaded_agent_bootstraps_from_what_was_loaded(small):
-    """--load_model goes on from there, targets included, and chooses among the same candidates."""
-    saved, agent = make_agent(BCQ, seed=0, **RECURRENT), make_agent(BCQ, seed=1, **RECURRENT)
-    agent.load_state_dict(saved.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(weights(saved), weights(agent), strict=True))
-    assert torch.equal(saved.actor.act_latent, agent.actor.act_latent)
 
 
 # ---------------------------------------------------------------------- recording and loading

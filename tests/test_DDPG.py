@@ -1,4 +1,4 @@
-"""DDPG against the paper's equations, written a second time; what it shares with TD3 is tested in test_TD3.py."""
+"""DDPG against the paper's equations, written a second time; its exploration is tested in test_TD3.py."""
 import copy
 
 import pytest

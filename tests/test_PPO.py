@@ -1,27 +1,8 @@
-"""PPO: what it learns from is what acted, advantages are GAE's, and the update is the paper's; and what A2C shares with it."""
-import copy
-
+"""PPO: what it learns from is what acted, advantages are GAE's, and the update is the paper's; its acting, which is A2C's."""
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    CHAIN_SPEC,
-    DISCRETE_SPEC,
-    LENGTHS,
-    RECURRENT,
-    SPEC,
-    Chain,
-    Plain,
-    Toy,
-    check_stored_hidden,
-    fill_padding,
-    make_agent,
-    make_buffer,
-    poison,
-    spy,
-    start_of,
-    weights_of,
-)
+from conftest import DISCRETE_SPEC, RECURRENT, SPEC, Plain, make_agent, make_on_policy, reproduced, spy, start_of, weights_of
 from torch.distributions import Categorical, Normal
 
 import A2C
@@ -29,18 +10,12 @@ import PPO
 from utils import Batch
 
 ROLLOUT = 25                                                           # steps per environment: some episodes go on across two
-ON_POLICY = dict(rollout_steps=ROLLOUT, batch_size=12, epochs=2, lr=3e-3)
 SPECS = {"continuous": SPEC, "discrete": DISCRETE_SPEC}
 
 
-def make(spec=SPEC, seed=0, module=PPO, **flags):
+def make(spec=SPEC, module=PPO, **flags):
     """An agent, its empty buffer, and environments."""
-    flags = {**ON_POLICY, **flags}
-    if module is A2C:
-        flags = {k: v for k, v in flags.items() if k not in ("batch_size", "epochs")}
-    agent = make_agent(module, spec, seed, **flags)
-    buffer = make_buffer(agent, agent.buffer_size(), seed=seed)
-    return agent, buffer, Toy(agent, buffer, LENGTHS)
+    return make_on_policy(module, spec, **flags)
 
 
 def hidden_parts(agent, hidden):
@@ -318,7 +293,7 @@ def test_minibatches(monkeypatch):
     assert sum(gain * batch.steps for gain, (batch, _) in zip(gains, selected)) == pytest.approx(0, abs=1e-3)
 
 
-# ---------------------------------------------------------------------- what PPO and A2C share: padding and what is not ours
+# ---------------------------------------------------------------------- what PPO and A2C share
 
 @pytest.fixture(params=[PPO, A2C], ids=lambda module: module.__name__)
 def module(request):
@@ -326,33 +301,10 @@ def module(request):
     return request.param
 
 
-def trained(agent, buffer):
-    """Losses, gradients and weights after an update of a copy of the agent."""
-    twin, clear = copy.deepcopy(agent), buffer.clear
-    buffer.clear = lambda keep: None
-    losses = twin.train(buffer)
-    buffer.clear = clear
-    return [*losses.values(), *(p.grad for net in (twin.actor, twin.critic) for p in net.parameters()), *weights_of(twin)]
-
-
-@pytest.mark.parametrize("kind", ["continuous", "discrete"])
-def test_padding_changes_nothing(module, kind):
-    """Garbage in the padding of windows, and NaN in that of their pasts, leave losses, gradients and weights alone."""
-    agent, buffer, game = make(SPECS[kind], module=module, seq_len=6, burn_in=3, hidden_init="stored", entropy_coef=0.1,
-                               **RECURRENT)
-    game.play(ROLLOUT)
-    rollout = buffer.windows(6, 3)
-    garbage = fill_padding(rollout)
-    results = []
-    for fake in (rollout, garbage):
-        buffer.windows = lambda *_, fake=fake: fake
-        results.append(trained(agent, buffer))
-    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*results, strict=True))
-
-
 def test_a_narrow_policy_stays_finite(module):
     """In padding the new policy is not computed: however unlikely an action is under it there, no gradient comes of it."""
-    agent, buffer, game = make(module=module, seq_len=6, init_log_std=-4.0, epochs=3)
+    agent, buffer, game = make(module=module, seq_len=6, init_log_std=-4.0)
+    agent.cfg.epochs = 3
     with torch.no_grad():
         agent.actor.mlp.weights[-1].mul_(300)
     game.play(ROLLOUT)
@@ -360,68 +312,11 @@ def test_a_narrow_policy_stays_finite(module):
     assert all(weight.isfinite().all() for weight in weights_of(agent))
 
 
-@pytest.mark.parametrize("flags", [dict(seq_len=1), dict(seq_len=6, **RECURRENT),
-                                   dict(seq_len=4, burn_in=3, hidden_init="stored", **RECURRENT),
-                                   dict(seq_len="full", hidden_init="stored", **RECURRENT)],
-                         ids=["feed-forward", "zero", "stored", "full"])
-def test_nan_outside_the_rollout_changes_nothing(module, flags):
-    """In rows of the rollout before and in those past the write head: losses, gradients and weights to the bit."""
-    agent, buffer, game = make(module=module, **flags)
-    game.play(ROLLOUT)
-    agent.train(buffer)
-    game.play(ROLLOUT - 10)                                            # shorter than the one before
-    clean = trained(agent, buffer)
-    # The second batch: PPO's old probabilities are those of the states that windows were acted from, burned in or not
-    burn_ins = [agent.cfg.burn_in] + [0] * (module is PPO)
-    poison(buffer, *(buffer.windows(agent.cfg.seq_len, burn_in) for burn_in in burn_ins))
-    assert buffer.rows.isnan().any()
-    assert all(torch.equal(a, b) and b.isfinite().all() for a, b in zip(clean, trained(agent, buffer), strict=True))
-
-
-@pytest.mark.parametrize("flags", [dict(), dict(seq_len=4, burn_in=2, hidden_init="stored", **RECURRENT)])
-def test_each_loss_reaches_its_own_network_only(module, flags, monkeypatch):
-    """The critic's loss gives the actor no gradient, the actor's loss gives the critic none."""
-    agent, buffer, game = make(module=module, epochs=1, batch_size=1000, **flags)
-    game.play(ROLLOUT)
-    seen = {}
-    step = agent.critic_optimizer.step
-
-    def at_critic_step(*args):
-        seen["actor"] = [p.grad for p in agent.actor.parameters()]
-        seen["critic"] = [p.grad.clone() for p in agent.critic.parameters()]
-        return step(*args)
-    monkeypatch.setattr(agent.critic_optimizer, "step", at_critic_step)
-    agent.train(buffer)
-    assert all(grad is None for grad in seen["actor"])
-    assert all(torch.equal(p.grad, grad) for p, grad in zip(agent.critic.parameters(), seen["critic"], strict=True))
-    assert all(p.grad.abs().sum() > 0 for p in agent.actor.parameters())
-
-
 # ---------------------------------------------------------------------- memory
 
-@pytest.mark.parametrize("flags", [dict(), dict(core="gru"), dict(critic_hidden="actor"), dict(hidden_init="zero"),
-                                   dict(hidden_refresh=True)], ids=lambda flags: "-".join(map(str, flags.values())) or "own")
-def test_stored_hidden_reproduces_the_next(module, flags):
-    """For each row of each rollout, from the memory that the agent acted from; an update and clear() lie between rollouts."""
-    if module is A2C and "hidden_init" in flags:
-        pytest.skip("nothing is stored")
-    agent, buffer, game = make(module=module, seq_len=4, **{"hidden_init": "stored", **RECURRENT, **flags})
-    for _ in range(3):
-        game.play(ROLLOUT)
-        assert check_stored_hidden(agent, buffer) == len(buffer) == 2 * ROLLOUT
-        agent.train(buffer)
-    game.play(7)
-    assert check_stored_hidden(agent, buffer) == 14                    # and across a clear() alone
-    buffer.clear()
-    game.play(9)
-    assert check_stored_hidden(agent, buffer) == 18
-
-
-def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
+def test_hidden_refresh_writes_recomputed_states(monkeypatch):
     """After the last epoch every stored state is that of the new weights, from where each episode entered the rollout."""
-    if module is A2C:
-        pytest.skip("forgets its rollout after one update")
-    agent, buffer, game = make(module=module, seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
+    agent, buffer, game = make(seq_len=4, hidden_init="stored", hidden_refresh=True, **RECURRENT)
     game.play(ROLLOUT)
     agent.train(buffer)
     assert min(game.t) > 0                                             # episodes that go on: they enter with a memory
@@ -432,7 +327,7 @@ def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
         changed = (buffer.hidden - before).abs().max(1).values > 1e-4
         firsts = buffer.windows("full").index[:, 0]
         assert torch.equal(buffer.hidden[firsts], before[firsts])
-        compared.append((check_stored_hidden(agent, buffer), int(changed.sum())))
+        compared.append((reproduced(agent, buffer), int(changed.sum())))
         clear(keep)
     monkeypatch.setattr(buffer, "clear", check_and_clear)
     agent.train(buffer)
@@ -459,21 +354,6 @@ def test_later_epochs_start_from_refreshed_states(monkeypatch):
     assert first < 1e-4 and second > 1e-3
 
 
-@pytest.mark.parametrize("flags, stored", [(dict(critic_hidden="own", hidden_init="stored"), 24),
-                                           (dict(critic_hidden="actor", hidden_init="stored"), 12),
-                                           (dict(critic_hidden="zero", hidden_init="stored"), 12),
-                                           (dict(hidden_init="zero"), 12)])
-def test_what_is_stored(module, flags, stored):
-    """PPO: the actor's memory always, as the old log-probabilities are those it acted with; the critic's if it starts from it."""
-    if module is A2C and flags["hidden_init"] == "zero":
-        stored = 0                                                     # there are no old log-probabilities
-    refresh = flags["hidden_init"] == "stored" and module is PPO
-    agent, buffer, game = make(module=module, hidden_refresh=refresh, **RECURRENT, **flags)
-    assert agent.stored_hidden_dim == buffer.hidden.shape[1] == stored
-    game.play(ROLLOUT)
-    agent.train(buffer)
-
-
 # ---------------------------------------------------------------------- acting and pace
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
@@ -498,16 +378,6 @@ def test_acting(module, kind):
         assert sampled.std(0) == pytest.approx(np.exp(-0.5), abs=0.06)
 
 
-def test_learning_rate_falls_linearly(module):
-    """--lr_decay: to zero at max_timesteps, the core's own rate too; without it neither moves."""
-    for decay, expected in ((True, 0.5), (False, 1.0)):
-        agent, buffer, game = make(module=module, max_timesteps=4 * ROLLOUT, core_lr=1e-4, lr_decay=decay, **RECURRENT)
-        game.play(ROLLOUT)                                             # of both environments: half of max_timesteps
-        agent.train(buffer)
-        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
-            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 3e-3, expected * 1e-4])
-
-
 def test_ready_after_a_rollout(module):
     """An update is due every rollout_steps steps, and forgets what it learned from."""
     agent, buffer, game = make(module=module)
@@ -519,59 +389,3 @@ def test_ready_after_a_rollout(module):
         assert agent.ready(buffer)
         agent.train(buffer)
         assert len(buffer) == 0 and not agent.ready(buffer)
-
-
-def test_the_buffer_never_wraps_around(module):
-    """Even if every episode has a single step."""
-    agent, buffer, _ = make(module=module)
-    game = Toy(agent, buffer, [[1], [1]])
-    for _ in range(3):
-        game.play(ROLLOUT)
-        assert len(buffer) == 2 * ROLLOUT
-        agent.train(buffer)
-
-
-def test_checkpoint_keeps_the_scale_of_returns(module):
-    """Values are predictions times the scale: a critic without it is another critic."""
-    agent, buffer, game = make(module=module, **RECURRENT)
-    game.play(ROLLOUT)
-    agent.train(buffer)
-    other = make(seed=1, module=module, **RECURRENT)[0]
-    other.load_state_dict(agent.state_dict())
-    assert other.return_scale == pytest.approx(agent.return_scale) and agent.return_scale != 1
-    assert Plain(agent.critic).distance(other.critic) == Plain(agent.actor).distance(other.actor) == 0
-
-
-# ---------------------------------------------------------------------- learning
-
-@pytest.mark.parametrize("flags", [dict(), dict(seq_len=5, hidden_init="stored", **RECURRENT)], ids=["feed-forward", "recurrent"])
-def test_a_time_limit_is_no_end(module, flags):
-    """Reward 1 for ever in episodes of 10: the value is 1 / (1 - gamma) = 10; with truncation taken for termination about 5."""
-    several = dict(batch_size=25, epochs=8) if module is PPO else {}
-    agent = make_agent(module, CHAIN_SPEC, rollout_steps=25, discount=0.9, lr=5e-3 if module is PPO else 2e-2, lr_decay=False,
-                       **several, **flags)
-    buffer = make_buffer(agent, agent.buffer_size())
-    game = Chain(agent, buffer, 2)
-    for _ in range(30 if module is PPO else 200):
-        game.play(25)
-        agent.train(buffer)
-    played = game.play(25)
-    critic = Plain(agent.critic)
-    with torch.no_grad():
-        value = torch.cat([critic.heads[0](critic.remember(torch.as_tensor(s.row)[None], hidden_parts(agent, s.hidden)[1])[0])
-                           for s in played]) * agent.return_scale
-    assert 9 < value.min() and value.max() < 11, (value.min(), value.max())
-
-
-def test_same_seed_same_weights(module):
-    """To the bit, after acting and training; another seed, other weights."""
-    def run(seed):
-        agent, buffer, game = make(seed=seed, module=module, seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True,
-                                   **RECURRENT)
-        for _ in range(2):
-            game.play(ROLLOUT)
-            agent.train(buffer)
-        return weights_of(agent)
-    first, second, other = run(0), run(0), run(1)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -1,10 +1,9 @@
-"""R2D1 against the papers' equations, written a second time; its prioritised windows; what it shares with the others."""
-from types import SimpleNamespace
+"""R2D1 against the papers' equations, written a second time; its prioritised windows."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import DISCRETE_SPEC, RECURRENT, Plain, Toy, check_pace, make_agent, make_buffer, make_off_policy, poison, spy
+from conftest import DISCRETE_SPEC, RECURRENT, Plain, make_agent, make_off_policy, spy
 from scipy import stats
 
 import main
@@ -20,24 +19,17 @@ FLAGS = [dict(hidden_layers=0), dict(hidden_layers=2, rescale=False),
 
 
 def filled(**flags):
-    return make_off_policy(R2D1, spec=DISCRETE_SPEC, **{"expl_timesteps": 1, "expl_rate": 0.5, "target_freq": 2, **flags})
+    return make_off_policy(R2D1, **flags)
 
 
 class PlainQ(Plain):
     """The Q-network rebuilt from torch.nn's parts."""
-
-    def __init__(self, network):
-        super().__init__(SimpleNamespace(core=network.core, mlp=network.value))
-        self.heads.extend(Plain(SimpleNamespace(core=network.core, mlp=network.advantage)).heads)
 
     def values(self, rows, hidden):
         """A list of Q-values (actions,), one per row."""
         features, _ = self.unroll(rows, hidden)
         advantages = [self.heads[1](f)[0] for f in features]
         return [self.heads[0](f)[0] + a - sum(a) / len(a) for f, a in zip(features, advantages)]
-
-    def distance(self, network):
-        return max((a - b).abs().max().item() for a, b in zip(self.parameters(), PlainQ(network).parameters(), strict=True))
 
 
 class PlainR2D1:
@@ -208,58 +200,7 @@ def test_memory_needed():
     assert sum(part.nbytes for part in parts) == pytest.approx(PrioritisedBuffer.bytes_needed(1000, 3, 2, 4), rel=0.01)
 
 
-# ---------------------------------------------------------------------- hidden states and exploration
-
-@pytest.mark.parametrize("size, steps", [(400, 60), (60, 80)], ids=["not yet full", "wrapped around"])
-def test_nan_outside_the_windows_changes_nothing(size, steps, monkeypatch):
-    flags = dict(**STORED, seq_len=4, burn_in=2, n_steps=3, size=size, steps=steps)
-    (one, buffer, _), (other, poisoned, _) = filled(**flags), filled(**flags)
-    batch = buffer.sample(24, 4, 2)
-    poison(poisoned, poisoned.sample(24, 4, 2))
-    for b in (buffer, poisoned):
-        b.rng = np.random.default_rng(7)
-    index = batch.index
-    for agent, source in ((one, buffer), (other, poisoned)):
-        fields = source._gather(*regather(source, index, batch), 2)
-        monkeypatch.setattr(source, "sample", lambda *_, fields=fields: fields)
-        agent.train(source)
-    assert all(torch.equal(a, b) for a, b in zip(one.critic.parameters(), other.critic.parameters()))
-    assert not poisoned.rows.isfinite().all() and all(p.isfinite().all() for p in other.critic.parameters())
-
-
-def regather(buffer, index, batch):
-    """What _gather needs to collect a batch's windows once more: env, start, length, slot."""
-    env, place = np.divmod(index[:, 0].numpy(), buffer.capacity)
-    start = buffer.head[env] - (buffer.head[env] - place) % buffer.capacity
-    return env, start, batch.mask.sum(1).numpy(), buffer.episode[env, place]
-
-
-def test_stored_hidden_reproduces_the_next():
-    """Every stored row, read with the agent's own weights, leads to the memory stored with the next row."""
-    agent, buffer, _ = filled(**STORED, seq_len=4)
-    episodes, network = buffer.windows("full"), PlainQ(agent.critic)
-    stored = buffer.hidden[episodes.index]
-    assert stored[:, 1].abs().min() > 0
-    for rows, hidden, mask in zip(episodes.history, stored, episodes.mask):
-        for t in range(int(mask.sum())):
-            assert torch.allclose(network.remember(rows[t:t + 1], hidden[t:t + 1])[1][0], hidden[t + 1], atol=1e-5)
-
-
-@pytest.mark.parametrize("burn_in", [0, 3])
-def test_hidden_refresh_writes_recomputed_states(monkeypatch, burn_in):
-    """Burned in, and unrolled, with the weights as they are after the update."""
-    agent, buffer, _ = filled(**STORED, seq_len=4, burn_in=burn_in, hidden_refresh=True, lr=0.1)
-    before, batches = buffer.hidden.clone(), spy(monkeypatch, buffer, "sample")
-    agent.train(buffer)
-    batch, network = batches[-1], PlainQ(agent.critic)
-    for i, (rows, index, length) in enumerate(zip(batch.history, batch.index, batch.mask.sum(1).tolist())):
-        hidden = network.unroll(batch.past[i, :batch.past_length[i]], batch.hidden[i:i + 1])[1]
-        for k in range(length):
-            # A window's first row may be the last of the one before, which writes there too
-            assert k == 0 or torch.allclose(buffer.hidden[index[k]], hidden[0], atol=1e-6)
-            hidden = network.remember(rows[k:k + 1], hidden)[1]
-    assert not torch.equal(buffer.hidden, before)
-
+# ---------------------------------------------------------------------- exploration and pace
 
 def test_exploration():
     """Random at first, then less and less so; greedy when evaluating."""
@@ -273,36 +214,6 @@ def test_exploration():
     assert share(1000) == pytest.approx(0.5, abs=0.06)                 # of two actions
     assert share(1000) == pytest.approx(0.725, abs=0.06)               # rate falling from 1 to 0.1
     assert agent.steps == 2000 and share(2000) == pytest.approx(0.95, abs=0.02)
-
-
-def test_learning_rates_fall_linearly():
-    """--lr_decay: to zero at max_timesteps, the core's own too; without it neither moves."""
-    for decay, expected in ((True, 0.75), (False, 1.0)):
-        agent, buffer, _ = filled(steps=50, max_timesteps=400, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
-        agent.train(buffer)                                            # after 100 steps, those of both environments
-        assert [group["lr"] for group in agent.optimizer.param_groups] == pytest.approx([expected * 1e-2, expected * 1e-3])
-
-
-@pytest.mark.parametrize("flags", [dict(seq_len=1), dict(seq_len=8, **RECURRENT)], ids=["feed-forward", "recurrent"])
-def test_pace(flags, monkeypatch):
-    """As many stored steps are trained on per environment step as --replay_ratio says, whatever a window holds."""
-    agent, buffer, game = filled(steps=0, start_timesteps=10, batch_size=16, replay_ratio=4, hidden_layers=0, **flags)
-    check_pace(agent, buffer, game, monkeypatch)
-
-
-def test_the_buffer_holds_every_step():
-    """Where --memory_size is not the bound, even if every episode has a single step."""
-    agent = make_agent(R2D1, DISCRETE_SPEC, max_timesteps=50)
-    buffer = make_buffer(agent, agent.buffer_size())
-    Toy(agent, buffer, [[1], [1]]).play(25)
-    assert len(buffer) == 50
-
-
-def test_loaded_agent_bootstraps_from_what_was_loaded():
-    """--load_model goes on from there: the target is the loaded network, not this run's random one."""
-    saved, agent = (make_agent(R2D1, DISCRETE_SPEC, seed, **RECURRENT) for seed in (0, 1))
-    agent.load_state_dict(saved.state_dict())
-    assert PlainQ(saved.critic).distance(agent.critic) == PlainQ(saved.critic).distance(agent.critic_target) == 0
 
 
 def test_waits_for_a_window():

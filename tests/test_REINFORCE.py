@@ -2,34 +2,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CHAIN_SPEC, RECURRENT, Chain, Plain, Toy, check_stored_hidden, make_agent, make_buffer, start_of, weights_of
+from conftest import RECURRENT, Plain, Toy, make_on_policy, start_of, weights_of
 from test_PPO import SPECS
 from torch.distributions import Categorical, Normal
 
 import REINFORCE
 
-LENGTHS = [[7, 1, 12, 3]]                                              # of the episodes in its one environment
 
-
-def make(spec=SPECS["continuous"], seed=0, **flags):
+def make(spec=SPECS["continuous"], **flags):
     """An agent, its empty buffer, and its environment."""
-    agent = make_agent(REINFORCE, spec, seed, **{"num_envs": 1, "batch_size": 20, "memory_size": 100, **flags})
-    buffer = make_buffer(agent, agent.buffer_size(), 1, seed)
-    return agent, buffer, Toy(agent, buffer, LENGTHS)
-
-
-@pytest.fixture(autouse=True)
-def no_num_envs(monkeypatch):
-    """`num_envs` is no flag here; conftest's small agents give one."""
-    hyper = REINFORCE.HyperParameters
-    monkeypatch.setattr(REINFORCE, "HyperParameters", lambda num_envs, **flags: hyper(**flags))
-
-
-def play_until_ready(agent, buffer, game):
-    played = game.play(1)
-    while not agent.ready(buffer):
-        played += game.play(1)
-    return played
+    return make_on_policy(REINFORCE, spec, **flags)
 
 
 def plain_update(agent, played, windows_of):
@@ -99,7 +81,7 @@ def test_update_is_plain_reinforce(float64, kind, flags):
         agent.return_scale = 2.0
         for name in ("actor", "critic"):                               # Adam afresh, as in the plain update
             setattr(agent, name + "_optimizer", torch.optim.Adam(getattr(agent, name).parameters(), lr=1e-2))
-        played = play_until_ready(agent, buffer, game)
+        played = game.play_until_due()
         assert any(s.terminated for s in played) and any(s.truncated for s in played)
         windows = game.windows(buffer.windows(agent.cfg.seq_len, agent.cfg.burn_in), agent.cfg.burn_in)
         actor, critic, log_std, scale, expected = plain_update(agent, played, windows)
@@ -126,41 +108,11 @@ def test_acting():
     assert sampled.mean(0) == pytest.approx(mode[0], abs=0.1) and sampled.std(0) == pytest.approx(np.exp(-0.5), abs=0.06)
 
 
-@pytest.mark.parametrize("flags", [dict(), dict(core="gru"), dict(critic_hidden="actor")])
-def test_stored_hidden_reproduces_the_next(flags):
-    """The critic's own memory included; an update lies in between."""
-    agent, buffer, game = make(seq_len=4, hidden_init="stored", **RECURRENT, **flags)
-    for _ in range(2):
-        assert len(play_until_ready(agent, buffer, game)) == len(buffer) == check_stored_hidden(agent, buffer)
-        agent.train(buffer)
-
-
-def test_learning_rates_fall_linearly():
-    """--lr_decay: to zero at max_timesteps, the core's own too; without it neither moves."""
-    for decay, expected in ((True, 0.75), (False, 1.0)):
-        agent, buffer, game = make(max_timesteps=80, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
-        assert len(play_until_ready(agent, buffer, game)) == 20
-        agent.train(buffer)
-        for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
-            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected * 1e-2, expected * 1e-3])
-
-
-def test_checkpoint_keeps_the_scale_of_returns():
-    """Values are predictions times the scale: a critic without it is another critic."""
-    agent, buffer, game = make()
-    play_until_ready(agent, buffer, game)
-    agent.train(buffer)
-    other = make(seed=1)[0]
-    other.load_state_dict(agent.state_dict())
-    assert other.return_scale == pytest.approx(agent.return_scale) and agent.return_scale != 1
-    assert Plain(agent.critic).distance(other.critic) == Plain(agent.actor).distance(other.actor) == 0
-
-
 def test_an_update_waits_for_whole_episodes():
     """Episodes of 7, 1, 12, 3 steps: 20 are reached at the third's end, then inside the 12; it comes at its end, forgets all."""
     agent, buffer, game = make()
     for steps in (20, 3 + 7 + 1 + 12, 3 + 7 + 1 + 12):
-        assert len(play_until_ready(agent, buffer, game)) == steps
+        assert len(game.play_until_due()) == steps
         assert not buffer.running.any()
         agent.train(buffer)
         assert len(buffer) == 0 and not agent.ready(buffer)
@@ -170,39 +122,7 @@ def test_an_episode_longer_than_memory_goes_on():
     """Its beginning is lost, the update comes at its end."""
     agent, buffer, _ = make(memory_size=15, batch_size=10)
     game = Toy(agent, buffer, [[60]])
-    played = play_until_ready(agent, buffer, game)
+    played = game.play_until_due()
     assert len(played) == 60 and len(buffer) == 29
     agent.train(buffer)
     assert all(w.isfinite().all() for w in weights_of(agent))
-
-
-@pytest.mark.parametrize("flags", [dict(), dict(seq_len="full", **RECURRENT)], ids=["feed-forward", "recurrent"])
-def test_a_time_limit_is_no_end(flags):
-    """Reward 1 for ever in episodes of 10: the baseline is 1 / (1 - gamma) = 2; with truncation taken for termination less."""
-    agent = make_agent(REINFORCE, CHAIN_SPEC, num_envs=1, batch_size=20, discount=0.5, lr=1e-2, lr_decay=False, **flags)
-    buffer = make_buffer(agent, agent.buffer_size(), 1)
-    game = Chain(agent, buffer, 1)
-    for _ in range(100):
-        play_until_ready(agent, buffer, game)
-        agent.train(buffer)
-    critic, (last,) = Plain(agent.critic), game.play(1)
-    with torch.no_grad():
-        features, hidden = critic.unroll([last.row], torch.zeros(1, critic.hidden_dim))
-        for _ in range(9):
-            (step,) = game.play(1)
-            feature, hidden = critic.remember(torch.as_tensor(step.row)[None], hidden)
-        value = critic.heads[0](feature).item() * agent.return_scale
-    assert step.truncated and value == pytest.approx(2, abs=0.2)        # the last step's: 1 if nothing came after it
-
-
-def test_same_seed_same_weights():
-    """To the bit, after acting and training; another seed, other weights."""
-    def run(seed):
-        agent, buffer, game = make(seed=seed, seq_len="full", **RECURRENT)
-        for _ in range(2):
-            play_until_ready(agent, buffer, game)
-            agent.train(buffer)
-        return weights_of(agent)
-    first, second, other = run(0), run(0), run(1)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -1,4 +1,4 @@
-"""SAC against the paper's equations, written a second time; what it shares with TD3 and DDPG is tested in test_TD3.py."""
+"""SAC against the paper's equations, written a second time."""
 import copy
 import math
 
@@ -141,11 +141,3 @@ def test_temperature_follows_entropy(target_entropy, direction):
     agent, buffer, _ = make_off_policy(SAC, target_entropy=target_entropy)
     agent.train(buffer)
     assert agent.log_alpha.item() * direction > 0
-
-
-def test_saved_temperature_is_loaded():
-    agent, buffer, _ = make_off_policy(SAC)
-    agent.train(buffer)
-    other = make_agent(SAC, seed=1)
-    other.load_state_dict(agent.state_dict())
-    assert other.log_alpha.item() == agent.log_alpha.item() != 0

@@ -33,6 +33,7 @@ import TD3
 import utils
 from envs import Replayable
 from flags import run_name
+from support import checkpoint
 from support import models as export
 from support import results as output
 from support.checkpoint import (
@@ -105,7 +106,7 @@ def play(argv, *crash):
     """
     things, calls = [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "state_of", lambda thing: things.append(thing) or state_of(thing))
+        patch.setattr(checkpoint, "state_of", lambda thing: things.append(thing) or state_of(thing))
         if crash:
             calls = crash_in(patch, *crash)
         try:
@@ -259,8 +260,8 @@ def test_goes_on_in_the_middle_of_an_episode(words, episode, calls, tmp_path):
     expected = outcome(path_of(argv))
 
     argv = flags(words, tmp_path / "2", eval_freq=60, **every)
-    assert play(argv, main.Buffer, "add", calls).crashed
-    saved = newest(path_of(argv))["interaction"]["environments"]
+    assert play(argv, utils.Buffer, "add", calls).crashed
+    saved = newest(path_of(argv))["steps"]["environments"]
     if episode == "new":
         assert all(len(env["actions"]) == 0 for env in saved)
     else:
@@ -377,7 +378,7 @@ def test_checkpoints_from_which_another_run_would_follow_are_removed(tmp_path, c
     """If an environment is found out only after some have been written."""
     argv = flags("--policy TD3 --env TestSwing-v0", tmp_path)
     crash_in(monkeypatch, Replayable, "repeats", 3, lambda env, _: env.__dict__.update(checksum=0))
-    assert play(argv, main.Buffer, "add", 30).crashed
+    assert play(argv, utils.Buffer, "add", 30).crashed
     assert "no checkpoints: an episode of TestSwing-v0" in capsys.readouterr().out
     assert Checkpoints(path_of(argv), None).steps() == []
 
@@ -411,7 +412,7 @@ def test_an_environment_that_leads_elsewhere_is_refused(tmp_path, capsys, monkey
     argv = flags("--policy TD3 --env TestLeaky-lifetime-v0", tmp_path, **TINIER)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "check_repeats", lambda *_: None)
-        assert play(argv, main.Buffer, "add", 39).crashed
+        assert play(argv, utils.Buffer, "add", 39).crashed
     before = files_of(tmp_path)
     code, error = stop_of([*argv, "--resume"], capsys)
     assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and "TestLeaky-lifetime-v0" in error
@@ -435,7 +436,7 @@ def test_the_best_model_stays_the_best(tmp_path, monkeypatch, capsys):
     scores = {0: 5.0, 40: 9.0, 80: 1.0, 120: 2.0}
     monkeypatch.setattr(main, "evaluate", lambda agent, *_: ([scores[agent.steps]], [1]))
     argv = [*flags("--policy TD3 --env TestSwing-v0", tmp_path), "--save_model"]
-    assert play(argv, main.Buffer, "add", 60).crashed
+    assert play(argv, utils.Buffer, "add", 60).crashed
     play([*argv, "--resume"])
     assert [line.split(",")[2] for line in outcome(path_of(argv))["csv"][1:]] == ["5.000", "9.000", "1.000", "2.000"]
     assert outcome(path_of(argv))["best"]["step"] == 40 and outcome(path_of(argv))["last"]["step"] == 120
@@ -446,8 +447,8 @@ def test_time_is_counted_on(tmp_path, monkeypatch):
     """The seconds of a resumed run are those spent on it, not those in between."""
     argv = flags("--policy TD3 --env TestSwing-v0", tmp_path)
     clock = itertools.count(step=0.01)
-    monkeypatch.setattr(main.time, "time", lambda: next(clock))
-    assert play(argv, main.Buffer, "add", 70).crashed
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert play(argv, utils.Buffer, "add", 70).crashed
     clock = itertools.count(1e6, 0.01)
     play([*argv, "--resume"])
     seconds = [float(line.split(",")[-1]) for line in open(path_of(argv) + ".csv").readlines()[1:]]
@@ -583,7 +584,7 @@ def interrupted(tmp_path_factory):
     expected = outcome(path_of(argv))
     folder = tmp_path_factory.mktemp("interrupted")
     argv = flags(SPARSELY, folder, **TINIER)
-    assert play(argv, main.Buffer, "add", 38).crashed
+    assert play(argv, utils.Buffer, "add", 38).crashed
     files = sorted(os.listdir(path_of(argv) + ".checkpoint"))
     assert files == ["000000008.rows", "000000016.rows", "000000024.rows", "000000024.state",
                      "000000032.rows", "000000032.state"]
@@ -660,9 +661,9 @@ def test_a_damaged_checkpoint_is_replaced(interrupted, copy):
         argv, folder = copy()
         flip(os.path.join(folder, name))
         shutil.copy(os.path.join(folder, name), os.path.join(folder, "000000031.rows.new"))
-        assert play(argv, main.Buffer, "add", 12).crashed              # in step 36
+        assert play(argv, utils.Buffer, "add", 12).crashed              # in step 36
         assert not half_written(folder)                                # the next checkpoint has cleaned up
-        assert play(argv, main.Buffer, "add", 2).crashed               # in step 34: it went on from 32
+        assert play(argv, utils.Buffer, "add", 2).crashed               # in step 34: it went on from 32
         assert json.load(open(path_of(argv) + ".json"))["resumed"][-1] == 32
         play(argv)
         assert differences(interrupted.expected, outcome(path_of(argv))) == []
@@ -672,7 +673,7 @@ def test_a_damaged_checkpoint_is_forgotten(copy):
     """Of the steps after the one that the run has gone on from nothing is left, wherever its next checkpoints lie."""
     argv, folder = copy()
     flip(os.path.join(folder, "000000032.state"))
-    assert play([*argv, "--checkpoint_freq=3"], main.Buffer, "add", 7).crashed
+    assert play([*argv, "--checkpoint_freq=3"], utils.Buffer, "add", 7).crashed
     assert Checkpoints(path_of(argv), None).steps() == [30, 27]
 
 
@@ -699,7 +700,7 @@ def test_files_of_others_in_the_folder(interrupted, copy, capsys):
         with open(os.path.join(folder, name), "w") as file:
             file.write("mine")
     os.mkdir(os.path.join(folder, "more"))
-    assert play(argv, main.Buffer, "add", 8).crashed
+    assert play(argv, utils.Buffer, "add", 8).crashed
     assert {"notes.txt", "000000040.state.bak", "state", "x.rows", "more"} <= set(os.listdir(folder))
     capsys.readouterr()
     play(argv)
@@ -799,7 +800,7 @@ def test_no_two_processes_at_one_run(again, tmp_path, monkeypatch):
     code = "import sys, main, test_checkpoint; main.PATIENCE = 1; main.main(sys.argv[1:])"
     second, said = [sys.executable, "-c", code, *argv, *again.split()], []
     path = [os.path.dirname(__file__), os.path.dirname(main.__file__)]
-    crash_in(monkeypatch, main.Buffer, "add", 70, lambda *_: said.append(subprocess.run(
+    crash_in(monkeypatch, utils.Buffer, "add", 70, lambda *_: said.append(subprocess.run(
         second, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)})))
     main.main(argv)
     monkeypatch.undo()
@@ -866,7 +867,7 @@ def test_the_model_of_a_resumed_run_can_be_tested(tmp_path, capsys):
 def send(*numbers, n):
     """Prepares a child: signals to itself in the n-th step."""
     def prepare():
-        crash_in(pytest.MonkeyPatch(), main.Buffer, "add", n,
+        crash_in(pytest.MonkeyPatch(), utils.Buffer, "add", n,
                  lambda *_: [os.kill(os.getpid(), number) for number in numbers])
     return prepare
 
@@ -963,7 +964,7 @@ def test_the_next_checkpoint_makes_up_for_one_that_failed(n, step, interrupted, 
     argv = flags(SPARSELY, tmp_path, **TINIER)
     with pytest.MonkeyPatch.context() as patch:
         crash_in(patch, os, "fsync", n, full)
-        assert play(argv, main.Buffer, "add", 39).crashed
+        assert play(argv, utils.Buffer, "add", 39).crashed
     assert re.fullmatch(WARNING, capsys.readouterr().err)
     play([*argv, "--resume"])
     out, error = capsys.readouterr()
@@ -978,8 +979,8 @@ def fill_up(patch, step, until=None):
         patch.setattr(os, "fsync", full)
     def free(*_):
         patch.setattr(os, "fsync", before)
-    crash_in(patch, main.Buffer, "add", step, fill)
-    crash_in(patch, main.Buffer, "add", until, free)
+    crash_in(patch, utils.Buffer, "add", step, fill)
+    crash_in(patch, utils.Buffer, "add", until, free)
 
 
 @pytest.mark.parametrize("step,until", [(1, 40), (1, 9), (10, 30), (17, 23)])
@@ -998,7 +999,7 @@ def test_what_was_saved_before_the_disk_was_full(step, kept, tiny, tmp_path, cap
     argv = flags(TINY, tmp_path, **TINIER)
     with pytest.MonkeyPatch.context() as patch:
         fill_up(patch, step)
-        assert play(argv, main.Buffer, "add", 39).crashed
+        assert play(argv, utils.Buffer, "add", 39).crashed
     assert re.fullmatch(f"{WARNING}+", capsys.readouterr().err)
     assert not half_written(tmp_path) and not half_written(path_of(argv) + ".checkpoint")
     assert kept is None or newest(path_of(argv))["step"] == kept
@@ -1015,7 +1016,7 @@ def test_the_results_folder_is_deleted(words, tmp_path, capsys):
     expected = outcome(path_of(argv))
     argv = flags(words, tmp_path / "2", **TINIER)
     with pytest.MonkeyPatch.context() as patch:
-        crash_in(patch, main.Buffer, "add", 19, lambda *_: shutil.rmtree(tmp_path / "2"))
+        crash_in(patch, utils.Buffer, "add", 19, lambda *_: shutil.rmtree(tmp_path / "2"))
         play(argv)
     result = outcome(path_of(argv))
     assert result["csv"] == expected["csv"] and "Traceback" not in capsys.readouterr().err
@@ -1063,7 +1064,7 @@ def test_a_model_that_is_missing_at_the_end(no_room, missing, scored, capsys):
 
 def test_a_model_that_someone_deleted(scored, capsys):
     """Is not known any more after a resume: the run says that it is missing."""
-    assert play(scored(), main.Buffer, "add", 100).crashed
+    assert play(scored(), utils.Buffer, "add", 100).crashed
     os.remove(path_of(scored.argv) + ".best.pt")
     with pytest.raises(SystemExit) as stop:
         play(scored("--resume"))
@@ -1088,9 +1089,9 @@ def test_checkpoints_after_the_folder_was_deleted(what, interrupted, tmp_path, c
     """Are complete."""
     argv = flags(SPARSELY, tmp_path / "1", **TINIER)
     with pytest.MonkeyPatch.context() as patch:
-        crash_in(patch, main.Buffer, "add", 19,
+        crash_in(patch, utils.Buffer, "add", 19,
                  lambda *_: shutil.rmtree(tmp_path / "1" if what == "results" else path_of(argv) + ".checkpoint"))
-        assert play(argv, main.Buffer, "add", 39).crashed
+        assert play(argv, utils.Buffer, "add", 39).crashed
     play([*argv, "--resume"])
     out, error = capsys.readouterr()
     assert differences(interrupted.expected, outcome(path_of(argv))) == []
@@ -1100,7 +1101,7 @@ def test_checkpoints_after_the_folder_was_deleted(what, interrupted, tmp_path, c
 def test_staleness_after_the_folder_was_deleted(tmp_path):
     argv = flags(f"{TINY} --staleness", tmp_path / "1", **TINIER)
     with pytest.MonkeyPatch.context() as patch:
-        crash_in(patch, main.Buffer, "add", 38, lambda *_: shutil.rmtree(tmp_path / "1"))
+        crash_in(patch, utils.Buffer, "add", 38, lambda *_: shutil.rmtree(tmp_path / "1"))
         play(argv)
     assert len(outcome(path_of(argv))["staleness"].splitlines()) == 2
 
@@ -1150,7 +1151,7 @@ def test_an_unfinished_run_needs_a_word(copy, capsys):
             for end in (".csv", ".json"):
                 os.remove(folder.removesuffix(".checkpoint") + end)
     with pytest.raises(Crash), pytest.MonkeyPatch.context() as patch:
-        crash_in(patch, main.Buffer, "add", 1)
+        crash_in(patch, utils.Buffer, "add", 1)
         main.main([*argv, "--overwrite"])
     assert not os.path.exists(folder)
 
@@ -1158,7 +1159,7 @@ def test_an_unfinished_run_needs_a_word(copy, capsys):
 def test_overwriting_is_a_new_run(interrupted, copy):
     argv, folder = copy()
     argv.remove("--resume")
-    assert play([*argv, "--overwrite"], main.Buffer, "add", 12).crashed
+    assert play([*argv, "--overwrite"], utils.Buffer, "add", 12).crashed
     assert sorted(os.listdir(folder)) == ["000000008.rows", "000000008.state"]
     play([*argv, "--resume"])
     assert differences(interrupted.expected, outcome(path_of(argv))) == []
@@ -1188,7 +1189,7 @@ def test_checkpoints_do_not_disturb_the_run(tmp_path, tiny):
 
 def test_interrupted_before_its_first_checkpoint(tmp_path, tiny, capsys):
     argv = flags(TINY, tmp_path, **TINIER | dict(checkpoint_freq=30))
-    assert play(argv, main.Buffer, "add", 29).crashed
+    assert play(argv, utils.Buffer, "add", 29).crashed
     play([*argv, "--resume"])
     assert "it starts from the beginning" in capsys.readouterr().out
     assert differences(tiny, outcome(path_of(argv))) == []
@@ -1197,6 +1198,7 @@ def test_interrupted_before_its_first_checkpoint(tmp_path, tiny, capsys):
 # ---------------------------------------------------------------------- what is saved, and what it costs
 
 class Thing:
+    not_state = set()
     """Something with one attribute."""
 
     def __init__(self, value):
@@ -1287,7 +1289,7 @@ def test_an_attribute_of_ones_own(name, start, later, says, tmp_path, capsys, mo
     monkeypatch.setattr(TD3.TD3, "train", trained)
     argv = flags("--policy TD3 --env TestSwing-v0", tmp_path)
     if says is None:
-        assert play(argv, main.Buffer, "add", 60).crashed
+        assert play(argv, utils.Buffer, "add", 60).crashed
         again = play([*argv, "--resume"])
         assert again.state()["agent"][name] == state_of(Thing(later))["value"]
         return

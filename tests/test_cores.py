@@ -66,7 +66,7 @@ def test_one_unroll_is_step_by_step_is_two_chunks(name, L):
 def test_core_is_the_textbook_cell(name):
     """Against nn.LSTMCell and nn.GRUCell with the same weights; the observation stands beside the output."""
     core = core_of(name)
-    plain = Plain(SimpleNamespace(core=core, mlp=MLP(1, core.feature_size, 4, 0, 1)))
+    plain = Plain(SimpleNamespace(core=core), MLP(1, core.feature_size, 4, 0, 1))
     history, hidden = torch.randn(4, 6, ROW), torch.randn(4, core.hidden_dim)
     features, end = core(history, hidden)
     for t in range(6):

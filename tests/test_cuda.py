@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import DISCRETE_SPEC, LENGTHS, SPEC, RandomAgent, Toy, make_buffer, weights_of
+from conftest import LENGTHS, SPEC, TINY, RandomAgent, Toy, make_agent, make_buffer, weights_of
 from test_checkpoint import agent_class, data_sets, differences, flags, outcome, path_of, play  # noqa: F401 (a fixture)
 
 import main
@@ -19,13 +19,6 @@ from support import staleness
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
               pytest.mark.filterwarnings("error:RNN module weights are not part")]       # then cuDNN copies them at every call
 
-POLICIES = {
-    "TD3": dict(batch_size=24, start_timesteps=0), "DDPG": dict(batch_size=24, start_timesteps=0),
-    "SAC": dict(batch_size=24, start_timesteps=0), "BCQ": dict(batch_size=24, target_candidates=3, act_candidates=5),
-    "R2D1": dict(batch_size=24, start_timesteps=0, n_steps=2, target_freq=2, expl_timesteps=1, num_envs=2),
-    "PPO": dict(batch_size=12, epochs=2, rollout_steps=25, num_envs=2), "A2C": dict(rollout_steps=25, num_envs=2),
-    "REINFORCE": dict(batch_size=20),
-}
 MEMORY = dict(recurrent_actor=True, recurrent_critic=True, seq_len=4, burn_in=2, hidden_init="stored", hidden_refresh=True)
 
 
@@ -46,12 +39,9 @@ class Scripted(RandomAgent):
 def after_updates(policy, device, on_device=False, **others):
     """Weights and losses after four updates, an action, and the staleness of the next batch's states."""
     module = importlib.import_module(policy)
-    cfg = module.HyperParameters(core_size=6, hidden_size=16, hidden_layers=1, **POLICIES[policy], **others)
-    torch.manual_seed(0)
-    spec = DISCRETE_SPEC if policy == "R2D1" else SPEC
-    agent = getattr(module, policy)(spec, cfg, 0, device)
+    agent = make_agent(module, device=device, **others, **dict(n_steps=2) if policy == "R2D1" else {})
     num_envs = 1 if policy == "REINFORCE" else 2                       # it waits until no episode is running
-    buffer = make_buffer(agent, agent.buffer_size() if hasattr(cfg, "rollout_steps") else 400, num_envs, on_device=on_device)
+    buffer = make_buffer(agent, 400, num_envs, on_device=on_device)
     game = Toy(Scripted(agent), buffer, LENGTHS[:num_envs])
     losses = []
     for _ in range(4):
@@ -69,7 +59,7 @@ def after_updates(policy, device, on_device=False, **others):
 
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("core", ["lstm", "gru", "mingru", None])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", TINY)
 def test_numbers_are_the_cpus(policy, core, on_device, float64, monkeypatch):
     """Windows of different length, burn-in, states written back; what is drawn at random is drawn on the CPU for both."""
     randn = torch.randn

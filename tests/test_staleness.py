@@ -3,12 +3,11 @@ import csv
 import importlib
 import os
 import re
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from conftest import DISCRETE_SPEC, LENGTHS, OFF_POLICY, RECURRENT, SMALL, SPEC, RandomAgent, Toy, make_buffer, spy, start_of
+from conftest import LENGTHS, RECURRENT, SPEC, RandomAgent, Toy, make_agent, make_buffer, spy, start_of
 from test_main import SHORT, evaluations, same_weights, tiny, weights
 
 import main
@@ -26,9 +25,7 @@ def replays(policy):
 def play(policy, size=400, steps=60, update=True, **flags):
     """An agent, its buffer, and the record of all it did. On-policy an update lies in between, or at least its forgetting."""
     module = importlib.import_module(policy)
-    known = {f.name for f in fields(module.HyperParameters)}
-    cfg = module.HyperParameters(**{k: v for k, v in {**SMALL, **OFF_POLICY, **flags}.items() if k in known})
-    agent = getattr(module, policy)(DISCRETE_SPEC if policy == "R2D1" else SPEC, cfg)
+    agent = make_agent(module, **flags)
     buffer = make_buffer(agent, size)
     buffer.keep_earlier = True
     game = Toy(agent, buffer, LENGTHS)
