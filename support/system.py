@@ -104,7 +104,7 @@ class Listener:
     key = ""                                # of its state in a checkpoint
 
     def begin(self, step, saved):
-        """The run begins or, from a checkpoint of that step, goes on. saved: what `save` returned for it; None: it begins."""
+        """The run begins or, from a checkpoint of that step, goes on. saved: what `save` returned for it, None if nothing did."""
 
     def before_update(self, step):
         """The agent is about to train."""
@@ -133,7 +133,7 @@ class Listeners:
 
     def begin(self, step=0, saved=None):
         for listener in self.all:
-            listener.begin(step, saved[listener.key] if saved else None)
+            listener.begin(step, saved.get(listener.key) if saved else None)
 
     def before_update(self, step):
         for listener in self.all:

@@ -15,11 +15,7 @@ torch.set_num_threads(1)
 
 from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
-<<<<<<< HEAD
-from support import data  # noqa: E402
-=======
 from networks import MLP  # noqa: E402
->>>>>>> 07feb6b8d723ab81be8fe5f97445136fb377f57c
 from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)

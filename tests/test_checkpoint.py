@@ -33,7 +33,7 @@ import TD3
 import utils
 from envs import Replayable
 from flags import run_name
-from support import checkpoint
+from support import checkpoint, system
 from support import models as export
 from support import results as output
 from support.checkpoint import (
@@ -736,7 +736,7 @@ def test_checkpoints_of_another_program_are_refused(kind, change, copy, capsys):
         path = os.path.join(folder, f"{step:09d}.{kind}")
         content = unpack(path)
         change(content)
-        utils.write_file(path, pack(content))
+        system.write_file(path, pack(content))
     code, error = stop_of(argv, capsys)
     assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error)
 
@@ -833,9 +833,9 @@ def test_a_lock_that_cannot_be_had_is_left_alone(tmp_path, capsys, monkeypatch):
 
         def broken(*args, error=error, **kwargs):
             raise error
-        monkeypatch.setattr(utils.FileLock, "acquire", broken)
+        monkeypatch.setattr(system.FileLock, "acquire", broken)
         try:
-            with utils.alone(path, 0):
+            with system.alone(path, 0):
                 pass
             stopped = 0
         except SystemExit as stop:
@@ -1350,7 +1350,7 @@ def test_files_do_not_add_up(refresh, tmp_path):
         if refresh:
             for _ in range(k % 4):
                 batch = buffer.sample(20, 4)
-                buffer.write_hidden(batch, torch.rand(*batch.index.shape, buffer.hidden_size))
+                buffer.write_hidden(batch, torch.rand(*batch.index.shape, buffer.hidden_dim))
         checkpoints.write(k, {"buffer": state_of(buffer)})
         most = max(most, sum(rows_in(checkpoints).values()))
         assert checkpoints.steps() == [k, k - 1][:k]
@@ -1376,14 +1376,14 @@ def test_files_do_not_add_up(refresh, tmp_path):
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     """write_file that fails leaves what was there, and nothing else."""
     path = str(tmp_path / "file")
-    utils.write_file(path, b"old")
+    system.write_file(path, b"old")
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(OSError, match="full"):
-                utils.write_file(path, b"new")
+                system.write_file(path, b"new")
         assert files_of(tmp_path) == {"file": b"old"}
-    utils.write_file(path, b"new")
+    system.write_file(path, b"new")
     assert files_of(tmp_path) == {"file": b"new"}
 
 
