@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
 from networks import MLP  # noqa: E402
+from support import data  # noqa: E402
 from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)

@@ -348,7 +348,7 @@ def test_an_environment_that_cannot_be_led_back_is_said_once(env, tmp_path, caps
     small = dict(max_timesteps=400, eval_freq=400, eval_episodes=1, start_timesteps=400)
     lines, why = [], "observations or rewards differ"
     if "raises" in env:
-        why = f"ValueError: {env} cannot be made: one licence, two copies"
+        why = rf"ValueError: {env} cannot be made: one licence, two copies \([^\n]*\)"
     for freq in (120, 0):
         Leaky.made = 0
         argv = flags(f"--policy TD3 --env {env}", tmp_path / str(freq), checkpoint_freq=freq, **small)
@@ -356,13 +356,13 @@ def test_an_environment_that_cannot_be_led_back_is_said_once(env, tmp_path, caps
             patch.setattr(Checkpoints, "write", None)
             main.main(argv)
         said = capsys.readouterr().out
-        assert len(re.findall(NO_CHECKPOINTS.format(env, why), said)) == said.count("checkpoint") == (freq > 0)
+        assert len(re.findall(NO_CHECKPOINTS.format(env, why), said)) == said.count("checkpoints:") == (freq > 0)
         lines.append(outcome(path_of(argv))["csv"])
     assert lines[0] == lines[1]
 
 
 @pytest.mark.parametrize("env,steps,same", [
-    ("HumanoidFlagrunHarderBulletEnv-v0", 500, False), ("HopperBulletEnv-v0", 150, True)])
+    ("HumanoidFlagrunHarderBulletEnv-v0", 1000, False), ("HopperBulletEnv-v0", 150, True)])
 def test_a_robot_that_keeps_something_of_earlier_episodes_is_found_out(env, steps, same):
     """Though most of its episodes show nothing of it."""
     import pybullet_envs_gymnasium  # noqa: F401  (registers them)
