@@ -264,7 +264,7 @@ class LinearScan(torch.autograd.Function):
         return grad_h * before, grad_h, keep[0] * grad_h[0]
 
 
-CORES = {"lstm": LSTMCore, "gru": GRUCore, "mingru": MinGRUCore}       # a new core: see README
+CORES = {"lstm": LSTMCore, "gru": GRUCore, "mingru": MinGRUCore}       # a new core: see docs/extending.md
 
 
 def make_core(recurrent, cfg, spec):

@@ -4,11 +4,11 @@
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
     python main.py --test --load_model results/RUN.best.pt                (run a saved policy; see it with --video FILE.gif)
     python main.py --test --load_model results/RUN.best.pt --export FOLDER    (pass it on; --load_model FOLDER reads it)
-    python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see data.py)
+    python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see support/data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
 Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN.json (all flags, versions, commit) and,
-with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. logger.py
+with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. support/logger.py
 writes curves for TensorBoard and Weights & Biases.
 """
 from support import console

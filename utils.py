@@ -1,4 +1,4 @@
-"""Buffers of sequences; models, files and errors."""
+"""Buffers of sequences: rows of steps, windows drawn from them as batches, and the prioritised buffer. See Batch and Buffer."""
 from typing import NamedTuple
 
 import numpy as np

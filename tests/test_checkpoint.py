@@ -1,4 +1,4 @@
-"""checkpoint.py: interrupted anywhere, a run goes on to what it would have been, to the bit; damage, signals, full disks.
+"""support/checkpoint.py: interrupted anywhere, a run goes on to what it would have been, to the bit; damage, signals, full disks.
 
     RESUME_KILLS=20 pytest tests/test_checkpoint.py -k killed         (more of the random kills)
 """

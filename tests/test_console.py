@@ -1,4 +1,4 @@
-"""console.py: no failing print ends a run, and Ctrl-C before there is anything to keep is one line."""
+"""support/console.py: no failing print ends a run, and Ctrl-C before there is anything to keep is one line."""
 import os
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""main.py, flags.py, output.py: flags, what bad input gets, results, evaluation, saved models, the loop as a whole."""
+"""main.py, flags.py and the files of a run: flags, what bad input gets, results, evaluation, saved models, the whole loop."""
 import csv
 import fcntl
 import importlib

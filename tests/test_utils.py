@@ -1,4 +1,4 @@
-"""The buffer of sequences, masked means, networks, checkpoints, and the style that the design asks for."""
+"""The buffer of sequences, what is left of a window without its padding, networks, and the style that the design asks for."""
 import difflib
 import pathlib
 import re
