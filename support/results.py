@@ -53,6 +53,14 @@ def finished(path):
         return False
 
 
+def mean_returns(path):
+    """Step -> mean return of each evaluation, of the run whose results are there. path: of these, without an ending."""
+    returns = {}
+    for row in read_rows(path, ".csv", {}):
+        returns.setdefault(int(row["step"]), []).append(float(row["return"]))
+    return {step: sum(of_step) / len(of_step) for step, of_step in returns.items()}
+
+
 class Results(Listener):
     """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
 
