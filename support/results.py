@@ -127,11 +127,13 @@ class Results(Listener):
 
 
 def commit():
-    """The commit this code is at, with '+' if tracked files differ from it; '' outside a repository."""
+    """The commit this code is at, with '+' if tracked files differ from it; '' outside its repository."""
     def git(*words):
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()
     try:
+        if not git("ls-files", "main.py"):                             # installed somewhere within another one
+            return ""
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
     except OSError:
         return ""
