@@ -23,6 +23,7 @@ import shlex
 import sys
 import zlib
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +36,26 @@ from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_ran
 from support.logger import Logger
 from support.models import Models, largest, load_checkpoint
 from support.progress import Progress
-from support.results import Results, commit, finished, versions
+from support.results import Results, commit, finished, mean_returns, versions
 from support.staleness import Staleness
-from support.system import Listeners, alone, fail
+from support.system import Failed, Listeners, alone, fail, no_exit
 
 PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
+
+
+class Trained(NamedTuple):
+    """What a training found."""
+    path: str           # of its results, without an ending
+    steps: list         # at which it was evaluated
+    returns: list       # the mean return of each evaluation
+    best: float
+    last: float
+
+
+class Tested(NamedTuple):
+    """What a test found: of each episode."""
+    returns: list
+    lengths: list
 
 
 def history_row(state, action, reward, keep):
@@ -74,7 +90,7 @@ def seed_everything(run):
 
 
 def test(run, agent, env, spec, checkpoint):
-    """Evaluate a saved policy, and write what is asked for. checkpoint: what the agent was loaded from."""
+    """Evaluate a saved policy, and write what is asked for. Returns Tested. checkpoint: what the agent was loaded from."""
     returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
@@ -90,6 +106,7 @@ def test(run, agent, env, spec, checkpoint):
         except OSError as error:
             fail(f"--export: '{run.export}' could not be written: {error.strerror}")
         print(f"{run.export} written")
+    return Tested(returns, lengths)
 
 
 class Interaction:
@@ -166,7 +183,10 @@ class Diverged(Exception):
 
 
 def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
-    """Make the buffer and the results' files, and run the loop. An offline agent gets recorded episodes and no environments."""
+    """Make the buffer and the results' files, and run the loop. Returns Trained.
+
+    An offline agent gets recorded episodes and no environments.
+    """
     offline, unit = envs is None, "update" if envs is None else "step"
     size = data.rows(episodes) if offline else agent.buffer_size()
     kind = agent.buffer_class
@@ -185,7 +205,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         if run.resume and finished(path):
             Checkpoints(path, None).remove()                           # if it was killed before it could
             print(f"{path}.csv is there already: this run has finished")
-            return
+            return trained(path)
         if offline:
             data.fill(buffer, episodes)
             results.info["data"] = data.summary(episodes)
@@ -205,17 +225,24 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         except Exception as error:                                     # NaN in the weights can surface anywhere
             weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
             if isinstance(error, Diverged) or not weight < 1e6:
-                fail_nan(steps.step, error.args[0] if isinstance(error, Diverged) else {"the largest weight": weight}, path, run)
+                numbers = error.args[0] if isinstance(error, Diverged) else {"the largest weight": weight}
+                raise Failed(has_diverged(steps.step, numbers, path, run)) from error
             if isinstance(error, Faulty):
                 raise Faulty(f"{error}, after {unit} {steps.step:,} of the run; results so far are in {path}.csv") from error
             raise
         missing = kept.missing() if kept else []
         if missing or not results.finish(staleness):
-            print(f"error: the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
-                  "room, then run the same command with --resume", file=sys.stderr)
-            sys.exit(1)
+            raise Failed(f"the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
+                         "room, then run the same command with --resume")
         checkpoints.remove()
         print(f"{path}.csv written, best evaluation {results.best:.1f}")
+        return trained(path)
+
+
+def trained(path):
+    """Trained, of a run that has finished."""
+    steps, returns = zip(*mean_returns(path).items())
+    return Trained(path, list(steps), list(returns), max(returns), returns[-1])
 
 
 def begin(run, checkpoints, steps, agent, buffer, listeners, config):
@@ -296,21 +323,42 @@ def resume(checkpoints, config):
     return saved
 
 
-def fail_nan(step, losses, path, run):
-    """Stop a run that has diverged."""
+def has_diverged(step, numbers, path, run):
+    """A line that says so, and what there is of the run. numbers: name to what is not finite."""
     saved = "no model was saved" if run.save_model else "no model was saved (--save_model would have)"
     with contextlib.suppress(ValueError):                              # there is none
         saved = f"the last good model is {path}.last.pt, of step {load_checkpoint(path + '.last.pt')['step']:,}"
-    print(f"error: {', '.join(f'{k} is {float(v)}' for k, v in losses.items())} at step {step}; {saved}; all flags are in "
-          f"{path}.json; a smaller --lr may help", file=sys.stderr)
-    sys.exit(1)
+    return (f"{', '.join(f'{k} is {float(v)}' for k, v in numbers.items())} at step {step}; {saved}; all flags are in "
+            f"{path}.json; a smaller --lr may help")
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    run, cfg, algorithm, checkpoint = parse(argv)
+def env_options(run):
+    """What a run's environments are made with, see make_env."""
+    return {name: getattr(run, name) for name in ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps")}
+
+
+def make_agent(run, cfg, algorithm, spec, checkpoint):
+    """An agent with new weights or, if there is a checkpoint, those of a model. Exits with 2 if there can be none."""
+    try:
+        agent = algorithm(spec, cfg, run.seed, run.device)
+    except (RuntimeError, MemoryError):
+        fail("the networks do not fit in memory; choose a smaller --hidden_size, --hidden_layers or --core_size")
+    if checkpoint:
+        try:
+            agent.load_state_dict(checkpoint["agent"])
+            if not math.isfinite(largest(agent.state_dict())):
+                fail(f"--load_model: '{run.load_model}' holds numbers that are not finite; give another model")
+            if run.explore:                                            # as it did when it was saved, but not at random
+                agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
+        except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
+            fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
+    return agent
+
+
+def carry_out(argv, run, cfg, algorithm, checkpoint):
+    """Do what a command line asks for. Returns what was found, Trained or Tested. The arguments after `argv` are parse(argv)."""
     seed_everything(run)
-    options = {name: getattr(run, name) for name in ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps")}
+    options = env_options(run)
     offline, envs, episodes = algorithm.offline, None, None
     recorder = data.Recorder if run.record else video.Video if run.video else None
     try:
@@ -334,39 +382,49 @@ def main(argv=None):
     if eval_env.spec.max_episode_steps is None:
         print(f"note: {run.env} has no time limit, and an episode that does not end by itself goes on for ever; "
               "--max_episode_steps N truncates it", flush=True)
-    try:
-        agent = algorithm(spec, cfg, run.seed, run.device)
-    except (RuntimeError, MemoryError):
-        fail("the networks do not fit in memory; choose a smaller --hidden_size, --hidden_layers or --core_size")
-    if checkpoint:
-        try:
-            agent.load_state_dict(checkpoint["agent"])
-            if not math.isfinite(largest(agent.state_dict())):
-                fail(f"--load_model: '{run.load_model}' holds numbers that are not finite; give another model")
-            if run.explore:                                            # as it did when it was saved, but not at random
-                agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
-        except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
-            fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
+    agent = make_agent(run, cfg, algorithm, spec, checkpoint)
     console.something_to_keep()
     try:
         if run.test:
-            test(run, agent, eval_env, spec, checkpoint)
-        else:
-            train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes)
+            return test(run, agent, eval_env, spec, checkpoint)
+        return train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes)
+    finally:                                                           # also what an interrupted run has recorded
+        if run.record:
+            data.save(eval_env if run.test else envs.envs[0], run.record, run.policy, shlex.join(["python", "main.py", *argv]))
+
+
+def run(argv):
+    """For Python: do what the command line `argv`, a list of words, asks for. Returns what was found, Trained or Tested.
+
+        found = run(["--policy", "PPO", "--env", "CartPole-v1", "--max_timesteps", "1e4"])
+        print(found.best)
+
+    Raises:
+        ValueError: bad input, with the line that the command line would have printed
+        Failed, Faulty: the run has diverged, could not write its results, or its environment is at fault
+        KeyboardInterrupt: it was interrupted; Stopped, if after a whole step
+    """
+    with no_exit():
+        return carry_out(argv, *parse(argv))
+
+
+def main(argv=None):
+    """The command line: `run`, with a line on stderr and an exit code where that raises."""
+    argv = sys.argv[1:] if argv is None else argv
+    flags, *rest = parse(argv)
+    try:
+        carry_out(argv, flags, *rest)
     except Stopped as stopped:
         print("interrupted: " + ("go on with the same command and --resume" if stopped.kept else
                                  "evaluations so far are kept, but no checkpoint"), file=sys.stderr)
         sys.exit(128 + stopped.signal)
-    except Faulty as fault:
-        print(f"error: {fault}", file=sys.stderr)
+    except (Faulty, Failed) as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        kept = "" if run.test else ": evaluations so far are kept" + (", and the last model" if run.save_model else "")
+        kept = "" if flags.test else ": evaluations so far are kept" + (", and the last model" if flags.save_model else "")
         console.say_interrupted(kept)
         sys.exit(130)
-    finally:                                                           # also what an interrupted run has recorded
-        if run.record:
-            data.save(eval_env if run.test else envs.envs[0], run.record, run.policy, shlex.join(["python", "main.py", *argv]))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ import collections
 import contextlib
 import fcntl
 import functools
-import io
 import itertools
 import logging
 import math
@@ -62,7 +61,7 @@ from envs import env_spec, make_env
 from flags import check_actions, defaults_of, parse, run_name
 from support import checkpoint, tables
 from support.results import finished
-from support.system import Parser, fail
+from support.system import Parser, fail, no_exit
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top", "results_dir": "is a flag of sweep.py's own",
@@ -215,14 +214,13 @@ def check(where, flags, seed, results_dir, imports):
             fail(f"{where}: --{name} cannot be '{value if isinstance(value, list) else type(value).__name__}'")
     words = [f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
              for name, value in flags.items() if (name, value) != ("recurrent", False)] + [f"--seed={seed}"]
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with no_exit():
             run, cfg, algorithm, _ = parse(words)
             if imports or ":" not in run.env:
                 check_actions(run, cfg, spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout).discrete)
-    except SystemExit:
-        fail(f"{where}: {said.getvalue().strip().removeprefix('error: ')}; in {shlex.join(words)}")
+    except ValueError as error:
+        fail(f"{where}: {error}; in {shlex.join(words)}")
     path = os.path.join(results_dir, run_name(run, cfg, algorithm))
     return Run([], path, [*words, f"--results_dir={results_dir}", "--resume"], asdict(run) | asdict(cfg))
 

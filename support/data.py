@@ -11,14 +11,13 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import warnings
 from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from support.system import regular
+from support.system import Failed, regular
 
 NUMBERS, WHOLE = "biuf", "biu"                                         # kinds of NumPy's types
 EXAMPLE = "such as hopper/td3-v0: letters, digits, - and _, in folders if you like, and a version at the end"
@@ -99,7 +98,7 @@ def save(env, name, policy, command):
     """Write what was recorded in `env` (by make_env, around a Recorder), if there is anything, as a new data set, and say so.
 
     An episode that is still running counts as truncated. If the name has been taken meanwhile, the next free version is.
-    Exits with 1 and one line if it cannot be written.
+    Raises Failed if it cannot be written.
     """
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -135,8 +134,7 @@ def save(env, name, policy, command):
             if "already exists" in str(error):                         # another run took the name this very moment
                 continue
             shutil.rmtree(find("record", name), ignore_errors=True)    # half a data set opens nowhere
-            print(f"error: data set {name} could not be written: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(1)
+            raise Failed(f"data set {name} could not be written: {' '.join(str(error).split())}") from None
     print(f"data set {name} written: {said}")
 
 

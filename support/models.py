@@ -205,8 +205,7 @@ model-index:
 
 The deviation is over episodes of this one policy; it says nothing of other seeds.
 
-To run it, in a clone of the repository that it comes from (commit `{config["commit"] or "unknown"}`), after
-`pip install safetensors`:
+To run it, in a clone of the repository that it comes from (commit `{config["commit"] or "unknown"}`):
 
     python main.py --test --load_model FOLDER
 

@@ -53,6 +53,14 @@ def finished(path):
         return False
 
 
+def mean_returns(path):
+    """Step -> mean return of each evaluation, of the run whose results are there. path: of these, without an ending."""
+    returns = {}
+    for row in read_rows(path, ".csv", {}):
+        returns.setdefault(int(row["step"]), []).append(float(row["return"]))
+    return {step: sum(of_step) / len(of_step) for step, of_step in returns.items()}
+
+
 class Results(Listener):
     """The CSV of one run and its JSON, written as the run goes, so that an interrupted one keeps what it had."""
 
@@ -119,11 +127,13 @@ class Results(Listener):
 
 
 def commit():
-    """The commit this code is at, with '+' if tracked files differ from it; '' outside a repository."""
+    """The commit this code is at, with '+' if tracked files differ from it; '' outside its repository."""
     def git(*words):
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()
     try:
+        if not git("ls-files", "main.py"):                             # installed somewhere within another one
+            return ""
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
     except OSError:
         return ""

@@ -1,6 +1,7 @@
 """What all the others need of the system: files that are whole or not there, locks, lines of error, the command line."""
 import argparse
 import contextlib
+import contextvars
 import errno
 import importlib
 import os
@@ -10,10 +11,39 @@ import sys
 from filelock import FileLock, Timeout
 
 
+class BadInput(SystemExit):
+    """It ends a program with exit code 2. line: what was wrong and what would be right."""
+
+    def __init__(self, line):
+        super().__init__(2)
+        self.line = line
+
+
+class Failed(Exception):
+    """A run could not be brought to its end, or what it found could not be written. Its text is one line, its exit code 1."""
+
+
+printing = contextvars.ContextVar("printing", default=True)                # bad input is printed
+
+
 def fail(message):
-    """Bad input: one line on stderr, exit code 2."""
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)     # also where a name that the user gave has several
-    sys.exit(2)
+    """Bad input: one line on stderr, exit code 2. Within no_exit it is a ValueError."""
+    line = " ".join(message.splitlines())                                  # a name that the user gave may have several
+    if printing.get():
+        print(f"error: {line}", file=sys.stderr)
+    raise BadInput(line)
+
+
+@contextlib.contextmanager
+def no_exit():
+    """For what is called from Python: bad input raises ValueError with its line, and nothing is printed."""
+    before = printing.set(False)
+    try:
+        yield
+    except BadInput as error:
+        raise ValueError(error.line) from None
+    finally:
+        printing.reset(before)
 
 
 class Parser(argparse.ArgumentParser):
