@@ -53,7 +53,7 @@ class Policy:
             self.wrappers.append(env)
             env = env.env
         self.space = env.observation_space
-        self.reads_reward = agent.cfg.memory_input == "obs_action_reward" and agent.actor.core.hidden_dim > 0
+        self.reads_reward = agent.cfg.memory_input == "obs_action_reward" and agent.hidden_dim > 0
         self.reset()
 
     def make_env(self):

@@ -17,7 +17,7 @@ MODELS = {
     "PPO": tiny("PPO", "Pendulum-v1", *RECURRENT, "--observe", "velocities", "--max_episode_steps", "50"),
     "R2D1": tiny("R2D1", "CartPole-v1", *RECURRENT, *REWARD, "--observe", "positions"),
     "TD3": tiny("TD3", "Pendulum-v1"),
-    "BCQ": tiny("BCQ", "Pendulum-v1", *RECURRENT),
+    "BCQ": tiny("BCQ", "Pendulum-v1", *RECURRENT, *REWARD),
     "PPO on discrete numbers": tiny("PPO", "FrozenLake-v1", *RECURRENT, *REWARD)}
 
 
