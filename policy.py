@@ -12,6 +12,9 @@ saw of it in training (--observe, noise, one-hot) and how its actions are scaled
 
 It acts in several environments at once, too, when observations have one axis more. Then `policy.reset(which)` says which of
 them begin a new episode.
+
+Returns are those of --test to the bit where Torch has as many threads: torch.set_num_threads(1), as --threads has it, is also
+the fastest for networks of this size. Loading leaves this setting alone.
 """
 import os
 
