@@ -202,7 +202,7 @@ def combinations(table):
     return [{name: value for part in chosen for name, value in part.items()} for chosen in itertools.product(*axes)]
 
 
-def check(where, flags, seed, results_dir, imports):
+def check(where, flags, seed, results_dir, imports=False):
     """A Run, its flags checked as main.py does. Exits with 2 and its line if it refuses them."""
     for name in flags:
         if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):           # such as no-resume and results_dir=X
