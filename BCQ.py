@@ -109,7 +109,6 @@ class Critic(nn.Module):
 class BCQ(Agent):
     HyperParameters = HyperParameters
     offline = True
-    stored_hidden_dim = 0                                                       # a data set holds no hidden states
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))

@@ -54,7 +54,7 @@ def test_each_algorithm_is_bound():
 
 def fit(module, **flags):
     """Of these flags those that the algorithm has and can use."""
-    known = {f.name for f in fields(module.HyperParameters)} - getattr(module, "UNUSED", {}).keys()
+    known = {f.name for f in fields(module.HyperParameters)} - module.HyperParameters.unused.keys()
     return {name: value for name, value in flags.items() if name in known}
 
 
