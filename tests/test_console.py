@@ -94,7 +94,7 @@ def test_ctrl_c_while_ray_starts(tmp_path):
 
 
 def test_letters_that_a_terminal_does_not_know_end_no_run():
-    code = "import console; console.begin(); print('\\u00fc \\udc80')"
+    code = "from support import console; console.begin(); print('\\u00fc \\udc80')"
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, env={**os.environ, "PYTHONIOENCODING": "ascii"},
                           capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"\\xfc \\udc80\n")
