@@ -60,7 +60,7 @@ def fit(module, **flags):
 
 def make(module, steps=60, size=400, spec=None, seed=0, **flags):
     """An agent with something to learn from, its buffer, and the record of it. Each update is the actor's, too."""
-    flags = fit(module, policy_freq=1, **flags)
+    flags = fit(module, **{"policy_freq": 1, **flags})
     if module.__name__ not in ON_POLICY:
         return make_off_policy(module, steps, size, seed, **flags)
     agent, buffer, game = make_on_policy(module, spec, seed, **flags)
@@ -190,8 +190,9 @@ def test_hidden_refresh_writes_recomputed_states(module, monkeypatch):
 @of(ONLINE)
 @pytest.mark.parametrize("burn_in", [0, 3])
 def test_hidden_refresh_goes_on_from_the_burned_in_state(module, burn_in, monkeypatch):
-    """Of one window: burned in, and unrolled, with the weights as they are after the update; its first row included."""
-    agent, buffer, _ = make(module, **STORED, burn_in=burn_in, batch_size=1, hidden_refresh=True, lr=0.01)
+    """Of one window: burned in, and unrolled, with the weights as they are after the update; its first row included. TD3 does so
+    in the updates without one of the actor, too."""
+    agent, buffer, _ = make(module, **STORED, burn_in=burn_in, batch_size=1, hidden_refresh=True, lr=0.01, policy_freq=2)
     batches, warm = spy(monkeypatch, buffer, "sample"), 0
     for _ in range(20):
         agent.train(buffer)
