@@ -101,6 +101,7 @@ class Agent:
     offline = False                         # True: it learns from recorded episodes and never acts while training
     buffer_class = Buffer
     numbers = ()                            # names of the numbers that belong to a model, besides the networks' weights
+    return_scale = 1.0                      # what a learned value of 1 is worth in rewards
     not_state = {"spec", "cfg", "device", "targets"}    # attributes that a checkpoint leaves out: the flags make them anew
 
     def __init__(self, spec, cfg, seed, device, actor, critic):
@@ -133,7 +134,7 @@ class Agent:
 
     def in_rewards(self, values):
         """Values in units of reward, if they are learned in others."""
-        return values * vars(self).get("return_scale", 1)
+        return values * self.return_scale
 
     def ready(self, buffer):
         """Is an update due? While fewer than `replay_ratio` stored steps per step since the warm-up have been trained on."""
