@@ -1,7 +1,7 @@
 """A2C: synchronous advantage actor-critic, recurrent and feed-forward.
 
-Paper: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (A3C; A2C is its synchronous form); advantages:
-       Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (GAE), 2015.
+Paper: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016 (A3C; A2C is its synchronous form).
+GAE:   Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", 2015.
 Run:   python main.py --policy A2C --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and common implementations:
@@ -10,10 +10,10 @@ Deliberate differences from the paper and common implementations:
 2. Advantages are GAE's; --gae_lambda 1 is the paper's: returns until the rollout's end, then the value.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. Both losses are in units of a running scale of returns, so that one learning rate suits returns of 1 and of 1000.
-5. Adam instead of RMSProp; each network's gradient is clipped by itself; the spread of the Gaussian policy does not depend on
-   the state.
-6. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus, see HyperParameters.
-7. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full).
+5. The spread of the Gaussian policy does not depend on the state.
+6. Adam instead of RMSProp. Each network's gradient is clipped by itself.
+7. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus, see HyperParameters.
+8. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full).
 """
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class HyperParameters(MemoryFlags):
     # What --recurrent changes
     recurrent_defaults = dict(seq_len="full", hidden_init="stored")
     # Flags of memory that are refused, and why
-    unused = {"stored_precision": "its buffer is a rollout",
+    unused = {"stored_precision": "its buffer is a rollout, and lasts for one update",
               "hidden_refresh": "a rollout is forgotten after its one update, nothing is left to write states into"}
 
 
@@ -140,7 +140,7 @@ class A2C(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)
 
-        # Compute the actor loss: policy gradient, and a bonus for entropy
+        # Compute the actor loss: the policy gradient, and a bonus for entropy
         features, _ = self.actor.core(history[:, :-1], hidden_actor)            # (B, L, features)
         policy = self.actor.head(rollout.pick(features))
         log_prob = policy.log_prob(rollout.action)[:, None]                     # (N, 1)

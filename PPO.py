@@ -1,7 +1,7 @@
 """PPO: proximal policy optimisation with a clipped objective, recurrent and feed-forward.
 
-Paper: Schulman et al., "Proximal Policy Optimization Algorithms", 2017; advantages: Schulman et al., "High-Dimensional
-       Continuous Control Using Generalized Advantage Estimation" (GAE), 2015.
+Paper: Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+GAE:   Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", 2015.
 Run:   python main.py --policy PPO --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and common implementations:
@@ -12,7 +12,8 @@ Deliberate differences from the paper and common implementations:
    probability ratio begins at 1. With zero it need not: training starts from another memory than acting did.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
-5. No value clipping; the spread of the Gaussian policy does not depend on the state; both as in the paper.
+5. The spread of the Gaussian policy does not depend on the state.
+6. Values are not clipped, as in the paper.
 """
 from dataclasses import dataclass
 

@@ -28,14 +28,14 @@ class MLP(nn.Module):
 
     def forward(self, x, n=None):
         """n: compute the first n networks only, such as one of a twin critic."""
-        n = n or self.n
-        x = x.expand(n, -1, -1)                                        # (n, N, in)
-        for i, (weight, bias) in enumerate(self.layers):
-            x = x if i == 0 else torch.relu(x)
-            if weight.shape[-1] == 1:                                  # a batched product of one column is slow on AMD
-                x = (x * weight[:n].transpose(1, 2)).sum(-1, keepdim=True) + bias[:n]
+        layers = self.layers if n is None else [(weight[:n], bias[:n]) for weight, bias in self.layers]
+        x = x.expand(n or self.n, -1, -1)                              # (n, N, in)
+        for i, (weight, bias) in enumerate(layers):
+            x = x if i == 0 else x.relu_()                             # in place: no gradient needs what it was before
+            if weight.shape[-1] == 1:                                  # one by one: a batched product of one column is slow on AMD
+                x = torch.stack([torch.addmm(*one) for one in zip(bias.unbind(), x.unbind(), weight.unbind())])
             else:
-                x = torch.baddbmm(bias[:n], x, weight[:n])
+                x = torch.baddbmm(bias, x, weight)
         return x                                                       # (n, N, out)
 
 
@@ -84,9 +84,8 @@ def adam(network, lr, core_lr=None):
     """Adam over a network, its core with a learning rate of its own if `core_lr` is given. initial_lr: for --lr_decay."""
     core = list(network.core.parameters())
     rest = [p for p in network.parameters() if all(p is not c for c in core)]
-    groups = [{"params": rest, "lr": lr, "initial_lr": lr}]
-    if core:
-        groups.append({"params": core, "lr": core_lr or lr, "initial_lr": core_lr or lr})
+    parts = [(rest, lr), (core, core_lr)] if core and core_lr else [(rest + core, lr)]      # a step costs time for each group
+    groups = [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in parts]
     return torch.optim.Adam(groups, fused=True)
 
 
