@@ -32,7 +32,7 @@ class MLP(nn.Module):
         x = x.expand(n or self.n, -1, -1)                              # (n, N, in)
         for i, (weight, bias) in enumerate(layers):
             x = x if i == 0 else x.relu_()                             # in place: no gradient needs what it was before
-            if weight.shape[-1] == 1:                                  # one by one: a batched product of one column is slow on AMD
+            if weight.shape[-1] == 1:                                  # one by one: batched, one column is slow on AMD
                 x = torch.stack([torch.addmm(*one) for one in zip(bias.unbind(), x.unbind(), weight.unbind())])
             else:
                 x = torch.baddbmm(bias, x, weight)
