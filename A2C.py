@@ -86,7 +86,6 @@ class A2C(Agent):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        self.return_scale = 1.0
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
@@ -106,7 +105,6 @@ class A2C(Agent):
     def train(self, buffer):
         """One update, a single gradient step on the rollout, which is then forgotten."""
         cfg = self.cfg
-        self.decay_lr()
 
         # Cut the rollout into windows, in order of time
         rollout = buffer.windows(cfg.seq_len, cfg.burn_in)

@@ -40,6 +40,7 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     # Learning. Discount, lr and tau are TD3's
     lr: float = flag(6e-4, "learning rate of generative model, perturbation and critic")
+    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the target networks follow", high=1)
     # Generative model and perturbation
@@ -139,7 +140,7 @@ class BCQ(Agent):
         return self.updates < self.steps
 
     def train(self, buffer):
-        """One update."""
+        """One update: of the critics, the generative model and the perturbation."""
         self.updates += 1
         cfg, actor, n = self.cfg, self.actor, self.cfg.target_candidates
 

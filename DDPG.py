@@ -89,7 +89,6 @@ class DDPG(Agent):
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
-        self.decay_lr()
 
         # Sample windows of stored steps. L steps are L + 1 rows: their states, and the next state of the last one
         batch = self.sample(buffer)
@@ -126,7 +125,6 @@ class DDPG(Agent):
 
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
-        losses = {"critic_loss": critic_loss.detach()}
 
         # Compute the actor loss, with the updated critic's features. No gradient passes through the critic's core: it has read
         # the past, which the actor's new action does not change
@@ -138,7 +136,6 @@ class DDPG(Agent):
 
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss)
-        losses["actor_loss"] = actor_loss.detach()
 
         # Let the targets follow
         soft_update(self.critic, self.critic_target, cfg.tau)
@@ -146,4 +143,4 @@ class DDPG(Agent):
 
         # With --hidden_refresh: renew the stored hidden states of these windows
         self.refresh_hidden(buffer, batch)
-        return losses
+        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

@@ -88,7 +88,6 @@ class PPO(Agent):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        self.return_scale = 1.0
 
     @property
     def stored_hidden_dim(self):
@@ -113,7 +112,6 @@ class PPO(Agent):
     def train(self, buffer):
         """One update: several epochs over the rollout, which is then forgotten."""
         cfg = self.cfg
-        self.decay_lr()
 
         # Cut the rollout into windows, in order of time
         rollout = buffer.windows(cfg.seq_len, cfg.burn_in)

@@ -145,9 +145,8 @@ class R2D1(Agent):
         return self.unsquash(values)
 
     def train(self, buffer):
-        """One update."""
+        """One update: of the Q-network, and of the priorities of what it was trained on."""
         cfg = self.cfg
-        self.decay_lr()
         self.updates += 1
 
         # Sample windows of stored steps, those with a large error more often

@@ -112,7 +112,6 @@ class REINFORCE(Agent):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        self.return_scale = 1.0
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
@@ -132,7 +131,6 @@ class REINFORCE(Agent):
     def train(self, buffer):
         """One update, a single gradient step on whole episodes, which are then forgotten."""
         cfg = self.cfg
-        self.decay_lr()
 
         # Cut the episodes into windows, in order of time
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)

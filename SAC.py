@@ -110,9 +110,8 @@ class SAC(Agent):
         return action.astype(np.float32)
 
     def train(self, buffer):
-        """One update."""
+        """One update: of the critics, the actor and the temperature."""
         cfg = self.cfg
-        self.decay_lr()
         alpha = self.log_alpha.detach().exp()
 
         # Sample windows of stored steps. L steps are L + 1 rows: their states, and the next state of the last one
@@ -153,7 +152,6 @@ class SAC(Agent):
 
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
-        losses = {"critic_loss": critic_loss.detach()}
 
         # Compute the actor loss, with the updated critic's features. No gradient passes through the critic's core: it has read
         # the past, which the actor's new action does not change
@@ -165,7 +163,6 @@ class SAC(Agent):
 
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss)
-        losses["actor_loss"] = actor_loss.detach()
 
         # Optimize the temperature: entropy is worth more while there is less of it than wanted
         alpha_loss = -self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
@@ -176,4 +173,4 @@ class SAC(Agent):
 
         # With --hidden_refresh: renew the stored hidden states of these windows
         self.refresh_hidden(buffer, batch)
-        return {**losses, "alpha": alpha}
+        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach(), "alpha": alpha}

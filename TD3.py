@@ -97,7 +97,6 @@ class TD3(Agent):
     def train(self, buffer):
         """One update."""
         cfg = self.cfg
-        self.decay_lr()
         self.updates += 1                                                       # TD3: for the delay
 
         # Sample windows of stored steps. L steps are L + 1 rows: their states, and the next state of the last one
@@ -139,11 +138,10 @@ class TD3(Agent):
 
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
-        losses = {"critic_loss": critic_loss.detach()}
 
         if self.updates % cfg.policy_freq != 0:                                 # TD3: delayed policy updates
             self.refresh_hidden(buffer, batch)                                  # TD3: delayed policy updates
-            return losses                                                       # TD3: delayed policy updates
+            return {"critic_loss": critic_loss.detach()}                        # TD3: delayed policy updates
 
         # Compute the actor loss, with the updated critic's features. No gradient passes through the critic's core: it has read
         # the past, which the actor's new action does not change
@@ -155,7 +153,6 @@ class TD3(Agent):
 
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss)
-        losses["actor_loss"] = actor_loss.detach()
 
         # Let the targets follow
         soft_update(self.critic, self.critic_target, cfg.tau)
@@ -163,4 +160,4 @@ class TD3(Agent):
 
         # With --hidden_refresh: renew the stored hidden states of these windows
         self.refresh_hidden(buffer, batch)
-        return losses
+        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

@@ -101,7 +101,6 @@ class Agent:
     offline = False                         # True: it learns from recorded episodes and never acts while training
     buffer_class = Buffer
     numbers = ()                            # names of the numbers that belong to a model, besides the networks' weights
-    return_scale = 1.0                      # what a learned value of 1 is worth in rewards
     not_state = {"spec", "cfg", "device", "targets"}    # attributes that a checkpoint leaves out: the flags make them anew
 
     def __init__(self, spec, cfg, seed, device, actor, critic):
@@ -110,6 +109,7 @@ class Agent:
         self.targets = []                   # (network, its target)
         self.rng = np.random.default_rng(seed)
         self.steps, self.steps_trained = 0, 0           # steps taken in the environment; stored steps trained on
+        self.return_scale = 1.0                         # what a learned value of 1 is worth in rewards
         # While acting, the critic's memory is advanced only if windows start from it
         self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
 
@@ -215,7 +215,7 @@ class Agent:
         return batch
 
     def decay_lr(self):
-        """--lr_decay: set each learning rate to its initial one times the share of the run that is left."""
+        """Before an update. --lr_decay: set each learning rate to its initial one times the share of the run that is left."""
         if self.cfg.lr_decay:
             remaining = max(0, 1 - self.steps / self.cfg.max_timesteps)
             for optimizer in vars(self).values():

@@ -293,6 +293,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
         for step in steps:
             while agent.ready(buffer):
                 listeners.before_update(step)
+                agent.decay_lr()
                 losses = agent.train(buffer)
                 if not all(math.isfinite(loss) for loss in losses.values()):
                     raise Diverged(losses)

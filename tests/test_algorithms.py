@@ -29,8 +29,10 @@ from conftest import (
     weights_of,
 )
 
+import main
 from envs import EnvSpec
 from flags import POLICIES
+from TD3 import TD3
 
 ONLINE = ["TD3", "DDPG", "SAC", "R2D1"]                                # learn from what they do, again and again
 ON_POLICY = ["PPO", "A2C", "REINFORCE"]                                # once
@@ -253,13 +255,23 @@ def test_the_buffer_holds_every_step(module):
 def test_learning_rates_fall_linearly(module):
     """--lr_decay: to zero at max_timesteps, those of cores and temperature too; without it none moves."""
     for decay, expected in ((True, 0.75), (False, 1.0)):
-        agent, buffer, _ = make(module, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
+        agent, _, _ = make(module, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
         agent.cfg.max_timesteps = 4 * agent.steps
-        agent.train(buffer)
+        agent.decay_lr()
         optimizers = [x for x in vars(agent).values() if isinstance(x, torch.optim.Optimizer)]
         rates = [group["lr"] / expected for optimizer in optimizers for group in optimizer.param_groups]
         initial = {"R2D1": [1e-2, 1e-3], "SAC": [1e-2, 1e-3, 1e-2, 1e-3, 1e-2]}.get(module.__name__, [1e-2, 1e-3] * 2)
         assert rates == pytest.approx(initial)
+
+
+def test_a_run_lets_learning_rates_fall(monkeypatch, tmp_path):
+    """Before each update, by the step that it is made at."""
+    seen = []
+    monkeypatch.setattr(TD3, "train", lambda agent, buffer: seen.append(
+        (agent.steps, agent.actor_optimizer.param_groups[0]["lr"])) or setattr(agent, "steps_trained", 8 * agent.steps) or {})
+    main.run(f"--policy TD3 --env Pendulum-v1 --start_timesteps 0 --batch_size 8 --replay_ratio 8 --max_timesteps 10 --lr 1e-2 "
+             f"--lr_decay --hidden_size 4 --eval_episodes 1 --results_dir {tmp_path}".split())
+    assert seen == [(step, pytest.approx(1e-2 * (1 - step / 10))) for step in range(1, 11)]
 
 
 # ---------------------------------------------------------------------- what is kept, and what comes again
