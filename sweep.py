@@ -38,7 +38,6 @@ if __name__ == "__main__":
 import argparse
 import collections
 import contextlib
-import fcntl
 import functools
 import itertools
 import logging
@@ -239,15 +238,11 @@ def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout):
 def work(words, log, here, modules=""):
     """On a worker: one run, a process, to its end. Returns its exit code, negative if it was killed by a signal.
 
+    If the run's process of a worker that died still writes its checkpoint, main.py --resume waits for it.
+
     modules: a folder where Python finds modules, too
     """
     with open(log, "ab", 0) as file:                                   # unbuffered: what a full disk has no room for is lost
-        while True:
-            try:                                                       # a lock of the file, not of this process: main.py inherits
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it, and keeps it if this worker dies
-                break
-            except BlockingIOError:
-                time.sleep(1)
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), modules]))
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         with contextlib.suppress(OSError):

@@ -431,17 +431,15 @@ def test_a_cancel_lets_the_run_end_in_order(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-def test_a_run_does_not_outlive_its_worker_for_long_and_keeps_the_lock_until_then(tmp_path):
+def test_a_run_does_not_outlive_its_worker_for_long(tmp_path):
+    """It is told to stop, and still writes its checkpoint."""
     log = tmp_path / "log"
     worker = subprocess.Popen([sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import sweep; "
                                "sweep.work(['-c', sys.argv[2]], sys.argv[3], '.')", sweep.HERE, TERM, str(log)])
     until(lambda: log.exists() and "\nready\n" in log.read_text())
     worker.kill()
     worker.wait()
-    assert "\ncheckpoint\n" not in log.read_text()
-    assert sweep.work(["-c", "print('next')"], str(log), ".") == 0
-    lines = log.read_text().splitlines()
-    assert lines[1:3] == ["ready", "checkpoint"] and lines[3][:3] == "---" and lines[4:] == ["next"]
+    until(lambda: log.read_text().endswith("ready\ncheckpoint\n"))
 
 
 # ---------------------------------------------------------------------- on Ray
