@@ -21,14 +21,14 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
 `main.py ... --resume`, and what it says goes to RUN.log beside its results. If its worker or node dies it goes on elsewhere
 from its last checkpoint, up to --retries times; if main.py itself gives up (bad input, NaN) it has failed. Ctrl-C and SIGTERM
-let each run write a checkpoint; the same command goes on, and leaves what is finished alone. So it does after the death of a
-cluster's first node, which no sweep survives. On a cluster, code and results must lie on a file system that all nodes see at
-the same path.
+let each run write a checkpoint. The same command goes on, and leaves what is finished alone. A sweep does not survive the death
+of a cluster's first node; the same command goes on then, too. On a cluster, code and results must lie on a file system that
+all nodes see at the same path.
 
-No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: a
-process holds a lock on its RUN.log as long as it lives, and the next one waits for it. That needs a file system with flock
-(NFS, and Lustre mounted with it). A main.py that is started by hand has a lock of its own, by which the sweep's is then
-refused. On Linux a process whose worker dies gets SIGTERM, so that it does not live on for long.
+No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: main.py
+locks the run that it works at. The next process waits half a minute for the lock, and then its run has failed. That needs a
+file system with locks (NFS has them, and Lustre mounted with flock). On Linux a process whose worker dies gets SIGTERM, so that
+it does not live on for long.
 """
 from support import console
 
@@ -174,14 +174,16 @@ def read_study(path, results_dir, imports=False):
 
 
 def axes_of(table):
-    """Of each list its values, as dictionaries of flags."""
+    """The axes of a table's grid: name to a list of its values, each a dictionary of the flags it sets."""
     return {name: [value if isinstance(value, dict) else {name: value}
                    for value in (values if isinstance(values, list) else [values])] for name, values in table.items()}
 
 
 def check_once(where, table):
-    """Exits with 2 and one line if two entries of a table set the same flag, and the first is no single value, a default for the
-    second to change: what it says would be dropped."""
+    """Exits with 2 and one line if two entries of a table set the same flag, so that one of the two would be dropped in silence.
+
+    One kind is allowed: a single value is a default, which an axis of tables may change.
+    """
     setter = {}
     for name, parts in axes_of(table).items():
         for flag in {flag for part in parts for flag in part}:
@@ -191,7 +193,7 @@ def check_once(where, table):
 
 
 def count(table):
-    """How many combinations there are."""
+    """How many runs a table asks for, per seed."""
     return math.prod(map(len, axes_of(table).values()))
 
 
@@ -238,9 +240,13 @@ def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout):
 def work(words, log, here, modules=""):
     """On a worker: one run, a process, to its end. Returns its exit code, negative if it was killed by a signal.
 
-    If the run's process of a worker that died still writes its checkpoint, main.py --resume waits for it.
+    A worker that died may have left a process that still writes its checkpoint. main.py --resume waits for that one.
 
-    modules: a folder where Python finds modules, too
+    Args:
+        words: of the command, after python
+        log: file that gets what it prints
+        here: folder to run it in
+        modules: a folder where Python finds modules, too
     """
     with open(log, "ab", 0) as file:                                   # unbuffered: what a full disk has no room for is lost
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), modules]))
@@ -352,7 +358,7 @@ class Display:
 
 
 def last_line(run):
-    """Of its log."""
+    """The last line of a run's log, or ''."""
     try:
         with open(run.path + ".log", "rb") as file:
             file.seek(max(0, os.path.getsize(file.name) - 1000))

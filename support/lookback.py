@@ -1,0 +1,114 @@
+"""What a trained policy does with its memory: how many steps of it it needs (--memory_steps), how far back it looks (--lookback).
+
+Both play the episodes of --test, and write a tidy CSV that plot.py draws: a row for each episode and number of steps.
+"""
+import numpy as np
+import torch
+
+
+class LastRows:
+    """An agent whose memory, at every step, is unrolled anew from zero over the last K rows only, the present one included.
+
+    It acts like an Agent. What it carries from step to step as `hidden` is no memory but the K - 1 rows before the present
+    one, the newest last, and how many of these there are: (N, (K - 1) * row + 1).
+    """
+
+    def __init__(self, agent, K):
+        self.agent, self.before = agent, K - 1
+        self.row = agent.spec.state_dim + agent.spec.action_dim + 1
+        self.hidden_dim = self.before * self.row + 1
+
+    def act(self, row, hidden, explore):
+        """As Agent.act."""
+        rows = hidden[:, :-1].reshape(len(row), self.before, self.row)
+        count = hidden[:, -1].astype(int)
+        past = np.array([np.roll(each, n, axis=0) for each, n in zip(rows, count)])     # the real ones first
+        action, _ = self.agent.act(row, remember(self.agent, past, count), explore)
+        kept = np.concatenate([rows, row[:, None]], 1)[:, 1:].reshape(len(row), -1)
+        return action, np.concatenate([kept, np.minimum(count + 1, self.before)[:, None]], 1, dtype=np.float32)
+
+
+class Watched:
+    """An agent that keeps what it acted from: rows (row), memories before them (hidden_dim), actions. One environment."""
+
+    def __init__(self, agent):
+        self.agent, self.hidden_dim = agent, agent.hidden_dim
+        self.rows, self.hidden, self.actions = [], [], []
+
+    def act(self, row, hidden, explore):
+        """As Agent.act."""
+        action, next_hidden = self.agent.act(row, hidden, explore)
+        for kept, x in zip((self.rows, self.hidden, self.actions), (row, hidden, action)):
+            kept.append(x[0])
+        return action, next_hidden
+
+
+@torch.no_grad()
+def remember(agent, past, count, hidden=None):
+    """The memory (N, hidden_dim) that an agent has after reading some rows.
+
+    Args:
+        past, count: (N, K, row) and (N,); of each past the first `count` rows are read
+        hidden: (N, hidden_dim), the memory before; without it zero
+    """
+    hidden = np.zeros((len(past), agent.hidden_dim), np.float32) if hidden is None else hidden
+    past, count, hidden = (torch.as_tensor(x, device=agent.device) for x in (past, count, hidden))
+    networks = [agent.actor, agent.critic] if agent.critic_remembers else [agent.actor]
+    return torch.cat([network.core.burn_in(past, count, part) for network, part in zip(networks, agent.split(hidden))],
+                     -1).cpu().numpy()
+
+
+def memory_steps(agent, play, choices):
+    """Returns with a memory of the last K rows alone.
+
+    Args:
+        play: a function that takes an agent, and gives the returns and lengths of the test's episodes
+        choices: numbers of rows K, or "all": the memory as it is
+    Yields:
+        K and the episodes' returns, the same episodes for each K
+    """
+    for K in choices:
+        yield K, play(agent if K == "all" else LastRows(agent, K))[0]
+
+
+def lookback(agent, play, lags, samples, rng):
+    """How far an action moves when one row of the history before it is another one.
+
+    At sampled steps t, and for each lag k, the row at step t - k becomes the one that another episode has at that step. The
+    memory is unrolled again from before it, and the action at step t is compared with the one that was taken.
+
+    Args:
+        lags: K, the largest k. Sampled are steps with at least K before them, so all lags are measured at the same steps
+        samples: steps of each episode, at most
+        rng: the numpy generator that samples
+    Returns:
+        (episodes, K) influence of lags 1 to K: root mean square over the action's entries, each in units of its own spread over
+        all steps. With discrete actions it is the share of steps at which the action is another one. Episodes of K steps
+        or fewer are left out, so there may be none.
+    """
+    watched = Watched(agent)
+    _, lengths = play(watched)
+    bounds = np.cumsum(lengths)[:-1]
+    rows, hidden, actions = (np.split(np.array(kept), bounds) for kept in (watched.rows, watched.hidden, watched.actions))
+    spread = np.std(watched.actions, axis=0)                           # (action_dim,)
+    spread[spread == 0] = np.inf                                       # an entry that never moves
+    influence = []
+    for episode, T in enumerate(lengths):
+        if T <= lags or len(lengths) < 2:
+            continue
+        steps = lags + rng.permutation(T - lags)[:samples]
+        moved = []
+        for t in steps:
+            past = np.zeros((lags, lags, rows[0].shape[1]), np.float32)         # a history for each lag
+            start = np.zeros((lags, agent.hidden_dim), np.float32)
+            for k in range(1, lags + 1):
+                other = rng.choice([i for i in range(len(lengths)) if i != episode])
+                past[k - 1, :k] = rows[episode][t - k:t]
+                past[k - 1, 0] = rows[other][min(t - k, lengths[other] - 1)]
+                start[k - 1] = hidden[episode][t - k]
+            memory = remember(agent, past, np.arange(1, lags + 1), start)
+            action, _ = agent.act(rows[episode][t][None].repeat(lags, 0), memory, explore=False)
+            change = action - actions[episode][t]                      # (K, action_dim)
+            moved.append((change != 0).any(1) if agent.spec.discrete else np.sqrt(((change / spread) ** 2).mean(1)))
+        influence.append(np.mean(moved, axis=0))
+    return np.array(influence)

@@ -1,0 +1,82 @@
+"""--memory_steps and --lookback: a memory made by hand looks back as far as it was made to."""
+import functools
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_agent
+
+import main
+import TD3
+from envs import env_spec, make_env
+from flags import POLICIES
+from support.lookback import LastRows, lookback, memory_steps, remember
+
+
+def recall(delay):
+    """A policy made by hand that names the cue by its sign at every step, its environment, and how it plays.
+
+    Its memory has two units. One is set by the cue 1 and the other by -1, and nothing else changes them.
+    """
+    env = make_env(f"Cue{delay}-v0")
+    agent = make_agent(TD3, env_spec(env), recurrent_actor=True, core="mingru", core_size=2, hidden_layers=0, memory_input="obs")
+    with torch.no_grad():
+        for parameter in agent.actor.parameters():
+            parameter.zero_()
+        gates, sign = agent.actor.core.gates, torch.tensor([1.0, -1.0])
+        gates.weight[:2, 0], gates.bias[:2] = -200 * sign, 100         # keep, unless the cue is the unit's own
+        gates.weight[2:, 0] = 1                                        # write the cue, which is then 1 or -1
+        agent.actor.mlp.weights[-1][0, :2, 0] = 0.5
+    return agent, functools.partial(main.evaluate, env=env, spec=agent.spec, episodes=20, seed=0)
+
+
+def test_a_solved_cue_is_looked_at_where_it_was():
+    """A spike at the delay: elsewhere all episodes have the same rows. With as many steps the memory works, with fewer not."""
+    agent, play = recall(10)
+    assert play(agent)[0] == [1.0] * 20
+    influence = lookback(agent, play, 10, 5, np.random.default_rng(0))
+    assert influence.shape == (20, 10)
+    assert influence[:, :-1].max() < 1e-6
+    assert set(influence[:, -1].round()) == {0, 2}                     # another episode has the same cue, or the other one
+    returns = {K: np.mean(found) for K, found in memory_steps(agent, play, [2, 10, 11, 12, "all"])}
+    assert returns[11] == returns[12] == returns["all"] == 1 and returns[2] == returns[10] == 0
+
+
+def test_only_episodes_with_as_many_steps_count():
+    agent, play = recall(10)
+    assert lookback(agent, play, 11, 5, np.random.default_rng(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_algorithms_memory_is_unrolled_as_it_acted(policy):
+    """With rows enough, LastRows acts like the agent itself, in several environments whose episodes begin at different times."""
+    module = __import__(policy)
+    agent = make_agent(module, recurrent_actor=True, recurrent_critic=True, **TINY[policy])
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(6, 2, agent.spec.state_dim + agent.spec.action_dim + 1)).astype(np.float32)
+    last, hidden = LastRows(agent, 6), np.zeros((2, agent.hidden_dim), np.float32)
+    kept = np.zeros((2, last.hidden_dim), np.float32)
+    for t, row in enumerate(rows):
+        if t == 2:
+            hidden[1], kept[1] = 0, 0
+        action, next_hidden = agent.act(row, hidden, explore=False)
+        same, kept = last.act(row, kept, explore=False)
+        assert np.allclose(action, same, atol=1e-5)
+        assert np.allclose(hidden[:1], remember(agent, rows[None, :, 0], np.array([t])), atol=1e-5)
+        hidden = next_hidden
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_row_in_its_own_place_moves_nothing(policy):
+    """Where all episodes are the same, whatever the algorithm."""
+    agent = make_agent(__import__(policy), recurrent_actor=True, recurrent_critic=True, **TINY[policy])
+    rows = np.random.default_rng(0).normal(size=(6, 1, agent.spec.state_dim + agent.spec.action_dim + 1)).astype(np.float32)
+
+    def play(agent):
+        for _ in range(3):
+            hidden = np.zeros((1, agent.hidden_dim), np.float32)
+            for row in rows:
+                _, hidden = agent.act(row, hidden, explore=False)
+        return [0] * 3, [6] * 3
+    influence = lookback(agent, play, 4, 5, np.random.default_rng(0))
+    assert influence.shape == (3, 4) and influence.max() < 1e-3
