@@ -28,7 +28,7 @@ def test_bounds_and_pins(name, bounds):
     for package, pin in pinned.items():
         version, = pin.specifier
         assert version.operator == "==" and version.version in bounds[package].specifier
-        assert bounds[package].extras == pin.extras
+        assert bounds[package].extras == pin.extras and str(bounds[package].marker) == str(pin.marker)
 
 
 def test_every_module_is_installed():
