@@ -1,0 +1,147 @@
+"""Why does TD3 hop for a thousand steps with one set of weights, and fall with the next? Measurements beside every evaluation.
+
+    python studies/swings.py NAME FLAGS OF main.py ...
+
+Writes results/history/swings/NAME.csv, a row per evaluation of one training:
+
+    return, low, length    of its episodes: mean return, the lowest, mean length
+    averaged               mean return of the same episodes with the actor's weights averaged over training (rate 0.001)
+    noisy                  mean return with the exploration noise
+    earlier                mean return of three sets of weights of the last 1,000 steps, 300 steps apart: the fastest swing seen
+    Q, G                   mean over the steps of the evaluation's episodes: what the critic says of the action taken, and the
+                           discounted return that followed (steps less than 200 before a time limit are left out)
+    Q_start, G_start       the same at the episodes' first ten steps
+    saturated              share of the actions' entries beyond 0.97
+    stored_length          mean length of the training episodes that ended since the evaluation before
+    change                 root mean square change of the actions, at the states of the last evaluation, since then
+
+The training is the one that main.py does: nothing here draws from its random numbers.
+"""
+import copy
+import csv
+import os
+import sys
+
+import numpy as np
+import torch
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+import main  # noqa: E402
+from networks import soft_update  # noqa: E402
+from support.lookback import Watched  # noqa: E402
+from utils import Buffer  # noqa: E402
+
+COLUMNS = ["step", "return", "low", "length", "averaged", "noisy", "earlier", "Q", "G", "Q_start", "G_start", "saturated",
+           "stored_length", "change"]
+
+
+class Swings:
+    """Stands in for main.evaluate, and calls it."""
+
+    def __init__(self, path):
+        self.evaluate, self.path, self.rows = main.evaluate, path, []
+        self.average, self.kept, self.last, self.lengths, self.running = None, [], None, [], 0
+
+    def updated(self, agent):
+        """After every update: average the weights, keep some."""
+        if self.average is None:
+            self.average = copy.deepcopy(agent.actor)
+        soft_update(agent.actor, self.average, 0.001)
+        if agent.steps % 300 == 0:
+            self.kept = [*self.kept[-2:], copy.deepcopy(agent.actor)]
+
+    def with_actor(self, agent, actor, *args):
+        own, agent.actor = agent.actor, actor
+        try:
+            return float(np.mean(self.evaluate(agent, *args)[0]))
+        finally:
+            agent.actor = own
+
+    @torch.no_grad()
+    def __call__(self, agent, env, spec, episodes, seed, explore=False):
+        args = (env, spec, episodes, seed)
+        watched = Watched(agent)
+        returns, lengths = self.evaluate(watched, *args)
+        row = dict(step=agent.steps, low=min(returns), length=np.mean(lengths))
+        row["return"] = np.mean(returns)
+        if agent.steps:
+            state, counted = agent.rng.bit_generator.state, agent.steps
+            row["noisy"] = np.mean(self.evaluate(agent, *args, explore=True)[0])
+            agent.rng.bit_generator.state, agent.steps = state, counted
+            if self.average is not None:
+                row["averaged"] = self.with_actor(agent, self.average, *args)
+                row["earlier"] = " ".join(f"{self.with_actor(agent, actor, *args):.0f}" for actor in self.kept)
+        row.update(self.of_critic(agent, watched, returns, lengths, env))
+        row["stored_length"] = np.mean(self.lengths) if self.lengths else ""
+        self.lengths = []
+        self.rows.append(row)
+        with open(self.path, "w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
+        return returns, lengths
+
+    def of_critic(self, agent, watched, returns, lengths, env):
+        """What the critic says of the episodes, beside what came."""
+        bounds, limit = np.cumsum(lengths)[:-1], env.spec.max_episode_steps
+        rows, actions = (np.split(np.array(kept), bounds) for kept in (watched.rows, watched.actions))
+        Q, G, Q_start, G_start = [], [], [], []
+        for history, action, total, T in zip(rows, actions, returns, lengths):
+            x = torch.as_tensor(history)[None]                         # (1, T, row)
+            features, _ = agent.critic.core(x, x.new_zeros(1, agent.critic.core.hidden_dim))
+            value = agent.critic.head(features[0], torch.as_tensor(action))
+            value = value.min(0).values if value.ndim == 3 else value
+            reward = np.append(history[1:, -1], total - history[1:, -1].sum())     # a row holds the reward before it
+            after, following = np.zeros(T), 0.0
+            for t in reversed(range(T)):
+                after[t] = following = reward[t] + agent.cfg.discount * following
+            counts = T if T < limit else T - 200
+            Q.append(value[:counts, 0].numpy())
+            G.append(after[:counts])
+            Q_start.append(Q[-1][:10])
+            G_start.append(G[-1][:10])
+        every = np.array(watched.actions)
+        change = {}
+        if self.last is not None:
+            before, was = self.last
+            change = dict(change=float(np.sqrt(np.mean((act_again(agent, before) - was) ** 2))))
+        states = rows[0][:300]
+        self.last = (states, act_again(agent, states))
+        return dict(Q=float(np.mean(np.concatenate(Q))), G=float(np.mean(np.concatenate(G))),
+                    Q_start=float(np.mean(np.concatenate(Q_start))), G_start=float(np.mean(np.concatenate(G_start))),
+                    saturated=float((abs(every) > 0.97).mean()), **change)
+
+
+def act_again(agent, rows):
+    """The actor's actions along an episode's rows (T, row), its memory from zero."""
+    x = torch.as_tensor(rows)[None]
+    features, _ = agent.actor.core(x, x.new_zeros(1, agent.actor.core.hidden_dim))
+    return agent.choose(features[0], explore=False)
+
+
+def run(name, argv):
+    folder = os.path.join(HERE, "results", "history", "swings")
+    os.makedirs(folder, exist_ok=True)
+    swings = Swings(os.path.join(folder, name + ".csv"))
+    *_, algorithm, _ = main.parse(argv)
+    train, add = algorithm.train, Buffer.add
+
+    def train_and_keep(agent, buffer):
+        losses = train(agent, buffer)
+        swings.updated(agent)
+        return losses
+
+    def add_and_count(buffer, *step):
+        add(buffer, *step)
+        swings.running += 1
+        if step[4][0] or step[5][0]:
+            swings.lengths.append(swings.running)
+            swings.running = 0
+    algorithm.train, Buffer.add = train_and_keep, add_and_count
+    main.evaluate = swings
+    main.run(argv)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2:])
