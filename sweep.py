@@ -15,6 +15,7 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
 
     [[runs]]                                                    # any number of these; one has precedence over [common]
     name = "window length"                                      # for messages, may be left out
+    seeds = [0, 1]                                              # if not those at the top
     recurrent = true
     seq_len = [1, 8, "full"]
 
@@ -68,7 +69,7 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
 MOST = 10_000                                                          # runs of a study
-NAMES = ("name", "without", "question", "words")                       # of a case or an arm, no flags; the last two are plot.py's
+NAMES = ("name", "without", "seeds", "question", "words")              # of a case or an arm, no flags; the last two are plot.py's
 # Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -111,8 +112,7 @@ def read_study(path, results_dir, imports=False):
         fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common], [[cases]] and [[runs]]")
     if not isinstance(seeds, list) or not seeds:
         fail(f"{path}: there are no seeds; add a list of them, such as seeds = [0, 1, 2], before all tables")
-    if not isinstance(common, dict) or not all(isinstance(them, list) and them and all(isinstance(table, dict) for table in them)
-                                               for them in (arms, cases)):
+    if not isinstance(common, dict) or not is_tables(arms) or not is_tables(cases):
         fail(f"{path}: there must be one or more tables [[runs]], at most one [common], and [[cases]] only as tables")
     names = [arm.get("name") for arm in arms]
     if cases != [{}]:
@@ -131,7 +131,7 @@ def read_study(path, results_dir, imports=False):
         for number, table in enumerate(them, 1):
             check_once(f"{path}, [[{kind}]] {number}", table)
 
-    plans = []                                                         # case, arm, label, table of flags
+    plans = []                                                         # case, arm, label, table of flags, seeds
     for case, (number, arm) in itertools.product(cases, enumerate(arms, 1)):
         without = case.get("without", [])
         if not isinstance(without, list) or any(name not in names for name in without):
@@ -146,20 +146,24 @@ def read_study(path, results_dir, imports=False):
         for name, values in table.items():
             if values == []:
                 fail(f"{path}, {label}: {name} = [] has no value, so no run; give it one, or take it out")
+        own = arm.get("seeds", case.get("seeds", seeds))
+        if not isinstance(own, list) or not own:
+            fail(f"{path}, {label}: there are no seeds; add a list of them, such as seeds = [0, 1, 2], or take the entry out")
         if case and count(table) != 1:
             fail(f"{path}, {label}: a list would make {count(table)} runs of one arm and case; give each a table of its own")
-        plans.append((case, arm, label, table))
+        plans.append((case, arm, label, table, own))
     for kind, them, place in (("cases", cases, 0), ("runs", arms, 1)):
         for idle in (table for table in them if not any(plan[place] is table for plan in plans)):
             fail(f"{path}, [[{kind}]] {idle['name']}: without leaves nothing of it to run; take it out")
-    total = len(seeds) * sum(count(table) for *_, table in plans)
+    total = sum(len(own) * count(table) for *_, table, own in plans)
     if total > MOST:
         fail(f"{path}: it asks for {total:,} runs; a study has at most {MOST:,}" if total < 1e18 else
              f"{path}: it asks for 10^{math.log10(total):.0f} runs; a study has at most {MOST:,}")
 
     runs = {}
-    for case, seed, (its, arm, label, table) in itertools.product(cases, seeds, plans):
-        for flags in combinations(table) if its is case else ():
+    most = max(len(own) for *_, own in plans)
+    for case, number, (its, arm, label, table, own) in itertools.product(cases, range(most), plans):
+        for flags, seed in itertools.product(combinations(table), own[number:number + 1]) if its is case else ():
             run = check(f"{path}, {label}", flags, seed, results_dir, imports)
             other = runs.setdefault(run.path, run)
             for name, value in run.config.items():
@@ -171,6 +175,11 @@ def read_study(path, results_dir, imports=False):
             if case and other is not run:
                 fail(f"{path}, {label}: it is the same run as {other.arms[0]}; take one of the two out")
     return list(runs.values())
+
+
+def is_tables(them):
+    """Is it a list of tables, of one at least?"""
+    return isinstance(them, list) and bool(them) and all(isinstance(table, dict) for table in them)
 
 
 def axes_of(table):

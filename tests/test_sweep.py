@@ -77,6 +77,16 @@ def test_a_flag_of_an_arm_comes_before_a_common_one(commands):
     assert "--lr=0.1" in lines[0] and "--hidden_size=4" in lines[0]
 
 
+def test_arms_and_cases_may_have_seeds_of_their_own(commands):
+    """An arm's have precedence over its case's, and these over the common ones."""
+    case = "[[cases]]\nname = '{}'\npolicy = 'PPO'\nenv = 'Cue10-v0'\nlr = {}\n{}\n"
+    lines, _ = commands("seeds = [0, 1, 2]\n" + case.format("some", 1, "seeds = [1, 5]") + case.format("all", 2, "") +
+                        "[[runs]]\nname = 'memory'\nrecurrent = true\n[[runs]]\nname = 'none'\nseeds = [2]\n")
+    assert [(line[-4] == "--recurrent", line[-3]) for line in lines] == [
+        (True, "--seed=1"), (False, "--seed=2"), (True, "--seed=5"),
+        (True, "--seed=0"), (False, "--seed=2"), (True, "--seed=1"), (True, "--seed=2")]
+
+
 def test_what_is_printed_is_what_main_takes_and_nothing_is_written(commands, tmp_path):
     lines, _ = commands("seeds = [0]\n" + ARM, "--results_dir", str(tmp_path / "it's here"))
     (_, _, *words), = lines
@@ -97,6 +107,7 @@ BAD = [
     (ARM, ["no seeds", "seeds = [0, 1, 2]"]),
     ("seeds = 3\n" + ARM, ["no seeds"]),
     ("seeds = []\n" + ARM, ["no seeds"]),
+    ("seeds = [0]\n" + ARM + ARM + "name = 'few'\nseeds = []\n", ["few", "no seeds"]),
     ("seeds = [-1]\n" + ARM, ["[[runs]] 1: ", "--seed", "'-1'"]),
     ("seeds = [0]", ["[[runs]]"]),
     ("seeds = [0]\nruns = []", ["[[runs]]"]),
@@ -393,18 +404,6 @@ def test_a_module_of_ones_own_is_found_by_the_runs(tmp_path, monkeypatch):
         run.config = dict(env=env)
         pool.start(run)
     assert calls == [str(tmp_path), ""]
-
-
-def test_no_two_processes_of_a_run(tmp_path):
-    """The second waits until the first has ended, even if nobody waits for the first any more."""
-    slow = "import time; print('in', flush=True); time.sleep(1); print('out', flush=True)"
-    threads = [threading.Thread(target=sweep.work, args=(["-c", slow], str(tmp_path / "log"), ".")) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    words = [line for line in (tmp_path / "log").read_text().splitlines() if line[:3] != "---"]
-    assert words == ["in", "out", "in", "out"]
 
 
 TERM = ("import signal, sys, time; "                                   # one line: it is in the log, too
