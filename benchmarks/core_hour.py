@@ -1,0 +1,129 @@
+"""What a core-hour buys: return against core-minutes on the hopper with positions only, here and with sb3-contrib.
+
+    python benchmarks/core_hour.py PPO --seed 0             this project: PPO, TD3, SAC, and other flags of main.py's
+    python benchmarks/core_hour.py zoo --seed 0             sb3-contrib's RecurrentPPO with rl-zoo's flags for the hopper
+    python benchmarks/core_hour.py same --seed 0            RecurrentPPO with the flags of this project's PPO
+
+Writes benchmarks/core_hour/NAME_seed=N.csv, a row per evaluation: step, core_minutes, return. Core-minutes are CPU time of
+training alone, acting and the environment included, evaluations left out. Ten episodes an evaluation, the same starts for all. A
+run ends when its last three evaluations are all above 2,000, or after its steps.
+"""
+import argparse
+import csv
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+import main  # noqa: E402
+
+ENV, OBSERVE, ENOUGH = "HopperBulletEnv-v0", "positions", 2000
+STEPS = dict(PPO=500_000, TD3=300_000, SAC=300_000, zoo=2_000_000, same=500_000)
+
+
+class Enough(Exception):
+    """The last three evaluations are all above ENOUGH."""
+
+
+class Curve:
+    """Keeps and writes the evaluations of one training, and how long it had trained before each."""
+
+    def __init__(self, name, seed):
+        os.makedirs(os.path.join(HERE, "core_hour"), exist_ok=True)
+        self.path, self.rows = os.path.join(HERE, "core_hour", f"{name}_seed={seed}.csv"), []
+        self.trained, self.since = 0.0, time.process_time()            # CPU seconds
+
+    def pause(self):
+        self.trained += time.process_time() - self.since
+
+    def resume(self):
+        self.since = time.process_time()
+
+    def add(self, step, returns):
+        self.rows.append((step, f"{self.trained / 60:.3f}", f"{np.mean(returns):.1f}"))
+        with open(self.path, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("step", "core_minutes", "return"), *self.rows])
+        if len(self.rows) > 2 and min(float(row[2]) for row in self.rows[-3:]) > ENOUGH:
+            raise Enough
+
+
+def ours(policy, seed, others):
+    """A training by main.py, whose evaluations stop the clock."""
+    curve, evaluate = Curve(policy, seed), main.evaluate
+
+    def stop_the_clock(agent, *args, **options):
+        curve.pause()
+        returns, lengths = evaluate(agent, *args, **options)
+        curve.add(agent.steps, returns)
+        curve.resume()
+        return returns, lengths
+    main.evaluate = stop_the_clock
+    main.run(f"--policy {policy} --env {ENV} --observe {OBSERVE} --recurrent --seed {seed} --max_timesteps {STEPS[policy]} "
+             f"--eval_freq 10000 --checkpoint_freq 0 --overwrite --results_dir {HERE}/core_hour/runs".split() + others)
+
+
+def theirs(name, seed):
+    """A training by sb3-contrib's RecurrentPPO, evaluated in an environment of its own."""
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    zoo, cfg = name == "zoo", main.parse(["--policy", "PPO", "--recurrent"])[1]
+    n, gamma = (16, 0.99) if zoo else (cfg.num_envs, cfg.discount)
+    envs = DummyVecEnv([lambda: main.make_env(ENV, observe=OBSERVE)] * n)
+    envs.seed(seed)
+    if zoo:
+        envs = VecNormalize(envs, gamma=gamma)
+        network = dict(ortho_init=False, net_arch=dict(pi=[], vf=[]), enable_critic_lstm=True, lstm_hidden_size=128)
+        flags = dict(n_steps=256, batch_size=128, n_epochs=10, gae_lambda=0.9, clip_range=lambda left: 0.4 * left)
+    else:
+        layers = [cfg.hidden_size] * cfg.hidden_layers
+        network = dict(net_arch=dict(pi=layers, vf=layers), lstm_hidden_size=cfg.core_size, log_std_init=cfg.init_log_std)
+        flags = dict(n_steps=cfg.rollout_steps, batch_size=cfg.batch_size, n_epochs=cfg.epochs, gae_lambda=cfg.gae_lambda,
+                     clip_range=cfg.clip, learning_rate=lambda left: cfg.lr * left, ent_coef=cfg.entropy_coef,
+                     max_grad_norm=cfg.max_grad_norm)
+    network["activation_fn"] = torch.nn.ReLU
+    model = RecurrentPPO("MlpLstmPolicy", envs, gamma=gamma, seed=seed, device="cpu", policy_kwargs=network, **flags)
+    curve, env = Curve(name, seed), main.make_env(ENV, observe=OBSERVE)
+
+    class Evaluate(BaseCallback):
+        """Every 10,000 steps, as here."""
+        last = -1
+
+        def _on_step(self):
+            if self.num_timesteps // 10_000 > self.last:
+                self.last = self.num_timesteps // 10_000
+                curve.pause()
+                curve.add(self.num_timesteps, [play(model, env, envs, seed + 10_000 if k == 0 else None) for k in range(10)])
+                curve.resume()
+            return True
+    curve.resume()
+    model.learn(STEPS[name], callback=Evaluate())
+
+
+def play(model, env, envs, seed):
+    """One episode without exploration, its return."""
+    observation, _ = env.reset(seed=seed)
+    state, start, total, done = None, np.ones(1, bool), 0.0, False
+    while not done:
+        seen = envs.normalize_obs(observation[None]) if hasattr(envs, "normalize_obs") else observation[None]
+        action, state = model.predict(seen, state, start, deterministic=True)
+        observation, reward, terminated, truncated, _ = env.step(action[0])
+        total, start, done = total + reward, np.zeros(1, bool), terminated or truncated
+    return total
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    args, others = parser.parse_known_args()
+    try:
+        theirs(args.name, args.seed) if args.name in ("zoo", "same") else ours(args.name, args.seed, others)
+    except Enough:
+        print("enough")
