@@ -1,9 +1,23 @@
-"""What a trained policy does with its memory: how many steps of it it needs (--memory_steps), how far back it looks (--lookback).
+"""What a trained policy does with its memory: how much of it it needs (--memory_steps), how far back it looks (--lookback).
 
-Both play the episodes of --test, and write a tidy CSV that plot.py draws: a row for each episode and number of steps.
+Both play the episodes of --test, and write a CSV beside the model, a row for each episode and number of steps. Its first line is
+a comment: all that is needed to make it again.
+
+    pandas.read_csv("results/policies/hopper-positions-ppo-recurrent.lookback.csv", comment="#").groupby("lag").influence.mean()
+
+`python plot.py --lookback` draws those of results/policies/.
 """
+import glob
+import json
+
 import numpy as np
+import pandas as pd
 import torch
+
+from support.statistics import interval
+from support.system import regular, write_file
+
+SAMPLES = 50                                                           # steps of an episode at which --lookback measures
 
 
 class LastRows:
@@ -112,3 +126,45 @@ def lookback(agent, play, lags, samples, rng):
             moved.append((change != 0).any(1) if agent.spec.discrete else np.sqrt(((change / spread) ** 2).mean(1)))
         influence.append(np.mean(moved, axis=0))
     return np.array(influence)
+
+
+# ---------------------------------------------------------------------- files and figures
+
+def write(path, columns, rows, about):
+    """A CSV whose first line is a comment, the dictionary `about`. Raises OSError."""
+    lines = ["# " + json.dumps(about), ",".join(columns), *(",".join(map(str, row)) for row in rows)]
+    write_file(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read(path):
+    """What `write` wrote: the dictionary, and a pandas table. Raises ValueError, with one line, if it is damaged."""
+    try:
+        with open(regular(path), encoding="utf-8") as file:
+            about = json.loads(file.readline()[2:])
+        return about, pd.read_csv(path, comment="#")
+    except Exception as error:                                         # of many kinds: what is in a file may be anything
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None
+
+
+def draw(folder, figure):
+    """{"lookback": figure, "memory_steps": figure} of what is in a folder: a panel per policy, the mean over episodes and its
+    interval. figure: a function that makes an empty one with so many panels. Raises ValueError as `read` does."""
+    drawn = {}
+    for kind, column, words in (("lookback", "influence", ("steps back", "influence on the action, in its own spread")),
+                                ("memory_steps", "return", ("steps that the memory is unrolled over", "return"))):
+        found = [read(path) for path in sorted(glob.glob(f"{glob.escape(folder)}/*.{kind}.csv"))]
+        if not found:
+            continue
+        fig, axes = drawn[kind], _ = figure(len(found))
+        for ax, (about, table) in zip(axes, found):
+            steps = table.iloc[:, 0].drop_duplicates()
+            each = np.stack([table[table.iloc[:, 0] == step][column] for step in steps], 1)     # (episodes, steps)
+            low, high, _ = interval(each)
+            x = np.arange(len(steps)) if kind == "memory_steps" else steps.astype(int)
+            ax.fill_between(x, low, high, alpha=0.25, lw=0)
+            ax.plot(x, each.mean(0), marker="o" * (len(x) < 20))
+            if kind == "memory_steps":
+                ax.set_xticks(x, steps)
+            ax.set(title=about["policy"], xlabel=words[0], ylabel=words[1], ylim=(0, None))
+        drawn[kind] = fig
+    return drawn
