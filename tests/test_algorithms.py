@@ -313,9 +313,6 @@ CHAINS = {                                                             # flags, 
 }
 
 
-@of(POLICIES)
-@pytest.mark.parametrize("memory", [{}, dict(seq_len=5, burn_in=2, hidden_init="stored", **RECURRENT)],
-                         ids=["feed-forward", "recurrent"])
 class Chain(Toy):
     """Two states in turn, reward 1, a time limit of 10: worth 1 / (1 - discount) for ever, as nothing ever terminates."""
 
@@ -332,6 +329,9 @@ class Chain(Toy):
 CHAIN_SPEC = EnvSpec(2, 1, False)
 
 
+@of(POLICIES)
+@pytest.mark.parametrize("memory", [{}, dict(seq_len=5, burn_in=2, hidden_init="stored", **RECURRENT)],
+                         ids=["feed-forward", "recurrent"])
 def test_a_time_limit_is_no_end(module, memory):
     """Reward 1 for ever in episodes of 10: a step is worth 1 / (1 - gamma); with truncation taken for termination about half
     as much."""
