@@ -431,8 +431,9 @@ def no_folder(run, *_):
 WARNING = r"(warning: .+ could not be written \(No space left on device\); training goes on\n)"
 WRITES = 1 + 2 + 3 * 2 + 4 * 2                                          # can it? begin, evaluations, checkpoints; not: finish
 CRASHED, DONE = None, 0
-FAILURES = [                                                           # the run, what befalls it, its end, what is said of it
-    *[(TINY, [no_room(n)], DONE, WARNING, None) for n in range(2, WRITES + 1)],            # and the step that it goes on from
+# Each: a run, what befalls it, how it ends, what it says, and the step that it goes on from (0: from its beginning)
+FAILURES = [
+    *[(TINY, [no_room(n)], DONE, WARNING, None) for n in range(2, WRITES + 1)],
     *[(TINY, [full_from(step, until)], DONE, f"{WARNING}+", None) for step, until in ((1, 40), (1, 9), (10, 30), (17, 23))],
     # What was saved before the disk was full is undamaged
     *[(TINY, [full_from(step), at(39)], CRASHED, f"{WARNING}+", kept) for step, kept in ((1, 0), (10, 8), (17, 16), (30, 24))],
@@ -445,7 +446,7 @@ FAILURES = [                                                           # the run
     *[(SPARSELY, [at(19, deleted), at(39)], CRASHED, "", 32) for deleted in (no_results, no_folder)],
     (f"{TINY} --checkpoint_freq 30", [at(29)], CRASHED, "", 0),
     (TINY, [at(2, thing=Checkpoints, name="remove")], CRASHED, "", None),                  # finished, but for that
-    # There are none, or more
+    # Checkpoints do not disturb a run, be there none or many
     (f"{TINY} --checkpoint_freq 0", [lambda patch, _: patch.setattr(Checkpoints, "write", None)], DONE, "", None),
     *[(f"{TINY} --checkpoint_freq {freq}", [], DONE, "", None) for freq in (1, 3)],
 ]
