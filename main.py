@@ -254,9 +254,10 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
             set_state(agent, saved["agent"])
             set_state(buffer, saved["buffer"])
             steps.restore(saved["steps"], saved["step"])
+            generators = saved["random"]                               # what is missing is missed before a file is touched
         listeners.begin(*(saved["step"], saved["listeners"]) if saved else ())
         if saved:
-            set_random_state(saved["random"])                          # from here on nothing may be drawn before the next step
+            set_random_state(generators)                               # from here on nothing may be drawn before the next step
             print(f"going on from step {saved['step']:,}", flush=True)
     except CannotResume as error:
         fail(f"--resume: {error}; --overwrite starts it anew")

@@ -1,6 +1,7 @@
 """What the tests share: toy environments with a record of their own, small agents, networks rebuilt from torch.nn's parts."""
 import itertools
 import os
+import re
 import sys
 from dataclasses import fields
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch.nn as nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)
 
+import main  # noqa: E402
 from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
 from networks import MLP  # noqa: E402
@@ -51,15 +53,36 @@ def dtype():
     return torch.zeros(()).numpy().dtype
 
 
-def record(env_id, name, episodes, length, seed=0):
-    """A data set of one-dimensional random actions: so many episodes of so many steps."""
-    env = make_env(env_id, data.Recorder)
-    rng = np.random.default_rng(seed)
-    for episode in range(episodes):
-        env.reset(seed=100 * seed + episode)
-        for _ in range(length):
-            env.step(rng.uniform(-1, 1, 1))
-    data.save(env.env.env, name, "random", "by hand")
+def record(env_id, name, steps, seed=0):
+    """A data set of so many random actions. Returns the environment."""
+    env, rng = make_env(env_id, data.Recorder), np.random.default_rng(seed)
+    env.reset(seed=seed)
+    for _ in range(steps):
+        _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        if terminated or truncated:
+            env.reset()
+    data.save(env, name, "random", "by hand")
+    return env
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """A function that runs a command line which must be refused: exit code 2, one line that holds the words, no file touched."""
+    def files():
+        return {path: path.is_dir() or path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def refused(argv, words):
+        before, argv = files(), [str(word) for word in argv]
+        if not any(word.startswith("--results_dir") for word in argv):
+            argv += ["--results_dir", str(tmp_path / "results")]
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main.main(argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", error), error
+        assert not [word for word in words if word not in error], error
+        assert files() == before
+    return refused
 
 
 # ---------------------------------------------------------------------- toy environments
@@ -193,22 +216,6 @@ class Toy:
         return windows
 
 
-class Chain(Toy):
-    """Two states in turn, reward 1, a time limit of 10: worth 1 / (1 - discount) for ever, as nothing ever terminates."""
-
-    def __init__(self, agent, buffer, num_envs):
-        super().__init__(agent, buffer, [[10]] * num_envs, only="truncated")
-
-    def observe(self, t):
-        return np.eye(2, dtype=np.float32)[t % 2]
-
-    def reward(self):
-        return np.float32(1)
-
-
-CHAIN_SPEC = EnvSpec(2, 1, False)
-
-
 # ---------------------------------------------------------------------- agents and buffers
 
 def in_windows(batch, x):
@@ -291,15 +298,6 @@ def poison(buffer, *batches):
     buffer.rows[[i for i in range(len(buffer.rows)) if i not in rows]] = np.nan
     buffer.hidden[[i for i in range(len(buffer.hidden)) if i not in states]] = np.nan
     assert len(rows) < len(buffer.rows) and len(states) < len(buffer.hidden)
-
-
-def fill_padding(batch):
-    """A batch with garbage where its windows' padding is, and NaN where that of their pasts is."""
-    padding = ~batch.mask[..., None]
-    assert padding.any()
-    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1): a row is real if the step before it is
-    no_past = (torch.arange(batch.past.shape[1]) >= batch.past_length[:, None])[..., None]
-    return batch._replace(history=batch.history.masked_fill(after, 1e3), past=batch.past.masked_fill(no_past, torch.nan))
 
 
 # ---------------------------------------------------------------------- networks rebuilt from torch.nn's parts

@@ -6,18 +6,16 @@ import copy
 import importlib
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
-    CHAIN_SPEC,
     DISCRETE_SPEC,
     RECURRENT,
     SPEC,
-    Chain,
     Plain,
     RandomAgent,
     Toy,
-    fill_padding,
     make_agent,
     make_buffer,
     make_off_policy,
@@ -85,6 +83,15 @@ def same(one, other):
 
 
 # ---------------------------------------------------------------------- what an update does not see
+
+def fill_padding(batch):
+    """A batch with garbage where its windows' padding is, and NaN where that of their pasts is."""
+    padding = ~batch.mask[..., None]
+    assert padding.any()
+    after = torch.cat([torch.zeros_like(padding[:, :1]), padding], 1)  # (B, L + 1, 1): a row is real if the step before it is
+    no_past = (torch.arange(batch.past.shape[1]) >= batch.past_length[:, None])[..., None]
+    return batch._replace(history=batch.history.masked_fill(after, 1e3), past=batch.past.masked_fill(no_past, torch.nan))
+
 
 @of(POLICIES)
 def test_padding_changes_nothing(module):
@@ -316,6 +323,22 @@ CHAINS = {                                                             # flags, 
     "PPO": (dict(rollout_steps=25, batch_size=25, epochs=8, lr=5e-3), 30), "A2C": (dict(rollout_steps=25, lr=2e-2), 200),
     "REINFORCE": (dict(discount=0.5, batch_size=20, lr=1e-2), 100),
 }
+
+
+class Chain(Toy):
+    """Two states in turn, reward 1, a time limit of 10: worth 1 / (1 - discount) for ever, as nothing ever terminates."""
+
+    def __init__(self, agent, buffer, num_envs):
+        super().__init__(agent, buffer, [[10]] * num_envs, only="truncated")
+
+    def observe(self, t):
+        return np.eye(2, dtype=np.float32)[t % 2]
+
+    def reward(self):
+        return np.float32(1)
+
+
+CHAIN_SPEC = EnvSpec(2, 1, False)
 
 
 @of(POLICIES)

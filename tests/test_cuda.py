@@ -3,13 +3,12 @@
 Skipped where there is no CUDA device.
 """
 import importlib
-import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import LENGTHS, SPEC, TINY, RandomAgent, Toy, make_agent, make_buffer, weights_of
-from test_checkpoint import agent_class, data_sets, differences, flags, outcome, path_of, play  # noqa: F401 (a fixture)
+from conftest import LENGTHS, SPEC, TINY, RandomAgent, Toy, make_agent, make_buffer, spy, weights_of
+from test_checkpoint import Run, at, data_sets  # noqa: F401 (data sets are a fixture)
 
 import main
 from agent import MemoryFlags
@@ -96,25 +95,23 @@ RUNS = ["TD3 --env TestSwing-v0 --staleness", "DDPG --env TestSwing-v0 --core gr
 
 @pytest.mark.parametrize("memory", ["", "--recurrent --seq_len 4 --hidden_init stored --burn_in 2"])
 @pytest.mark.parametrize("words", RUNS)
-def test_a_run_goes_on_to_the_same_end(words, memory, data_sets, tmp_path, capsys):  # noqa: F811
+def test_a_run_goes_on_to_the_same_end(words, memory, tmp_path, capsys, monkeypatch):
     """With the buffer on the device; interrupted once; its model, tested, repeats the best evaluation."""
-    words = f"--policy {words} {memory} --device {'cuda:0' if 'TD3' in words else 'cuda'} --buffer_on_device"
+    words = f"--policy {words} {memory} --device {'cuda:0' if 'TD3' in words else 'cuda'} --buffer_on_device --save_model"
     if not memory:
         words = words.replace(" --staleness", "").replace(" --core gru", "")
     if "BCQ" in words:
         words = words.replace(" --hidden_init stored", "")             # it stores no states
-    argv = [*flags(words, tmp_path / "1"), "--save_model"]
-    agent = agent_class(argv)
-    updates = len(play(argv, agent, "train", 0).calls)
-    expected = outcome(path_of(argv))
+    run = Run(words, tmp_path / "1")
+    updates = spy(monkeypatch, run.agent, "train")
+    run.play()
+    expected, half = run.outcome(), -(-len(updates) // 2)
 
-    argv = [*flags(words, tmp_path / "2"), "--save_model"]
-    assert play(argv, agent, "train", -(-updates // 2)).crashed
-    play([*argv, "--resume"])
-    assert json.load(open(path_of(argv) + ".json"))["resumed"]
-    assert differences(expected, outcome(path_of(argv))) == []
+    run = Run(words, tmp_path / "2")
+    run.crash(at(half, thing=run.agent, name="train"))
+    run.goes_on(expected)
+    assert run.info()["resumed"]
 
-    capsys.readouterr()
     for device in ("cuda", "cpu"):                                     # a model from a GPU opens on a machine without one
-        main.main(["--test", "--load_model", path_of(argv) + ".best.pt", "--eval_episodes", "2", "--device", device])
+        main.main(["--test", "--load_model", run.path + ".best.pt", "--eval_episodes", "2", "--device", device])
     assert "return" in capsys.readouterr().out

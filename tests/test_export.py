@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_main import RECURRENT, RUNS, all_flags, data_sets, evaluations, name_of, refused, run, tiny  # noqa: F401
+from test_main import RECURRENT, RUNS, all_flags, data_sets, evaluations, name_of, run, tiny  # noqa: F401
 
 import main
 import plot
@@ -122,11 +122,11 @@ def test_what_the_card_says(folder, tested, tmp_path):
 # ---------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("test", [["--test"], []])
-def test_folders_that_are_damaged(test, copy, refused):  # noqa: F811
+def test_folders_that_are_damaged(test, copy, refused):
     weights, config = (copy / "model.safetensors").read_bytes(), (copy / "config.json").read_text()
 
     def no(*says):
-        refused(*test, "--load_model", str(copy), says=["--load_model", f"'{copy}'", *says])
+        refused([*test, "--load_model", str(copy)], ["--load_model", f"'{copy}'", *says])
     flipped = bytearray(weights)
     flipped[-5] ^= 1                                                   # a bit of a weight
     for damaged in (bytes(flipped), weights[:-1], weights + b"\0", b""):
@@ -146,10 +146,10 @@ def test_folders_that_are_damaged(test, copy, refused):  # noqa: F811
 
 @pytest.mark.parametrize("change", [dict(config=[1]), dict(step="3"), dict(step=True), dict(agent=[1]), dict(agent={"x": "y"}),
                                     dict(agent={"actor": {"x": 1}}), dict(agent=None)])
-def test_folders_with_wrong_contents(change, copy, refused):  # noqa: F811
+def test_folders_with_wrong_contents(change, copy, refused):
     saved = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**saved, **change}))
-    refused("--test", "--load_model", str(copy), says=["is not a model of this project", "--export"])
+    refused(["--test", "--load_model", str(copy)], ["is not a model of this project", "--export"])
 
 
 def test_a_bit_of_the_config(copy):
@@ -189,36 +189,36 @@ def test_older_folders_still_load(copy, tested):
     (dict(agent={"actor": 1}), ["is damaged"]),
     (dict(config={}), ["unknown policy 'None'"]),
     (dict(config={"policy": "PPO", "env": "Pendulum-v1"}), ["another architecture"])])
-def test_folders_with_other_contents(change, says, copy, refused):  # noqa: F811
+def test_folders_with_other_contents(change, says, copy, refused):
     sign(copy, **change)
-    refused("--test", "--load_model", str(copy), says=says)
+    refused(["--test", "--load_model", str(copy)], says)
 
 
-def test_weights_of_another_project(copy, refused):  # noqa: F811
+def test_weights_of_another_project(copy, refused):
     """Whole, and with the right checksum."""
     from safetensors.torch import save
     for weights, says in ((save({"weight": torch.zeros(2)}), "is damaged"), (b"text", "is damaged"),
                           (save({"actor.weight": torch.zeros(2)}), "another architecture")):
         (copy / "model.safetensors").write_bytes(weights)
         sign(copy)
-        refused("--test", "--load_model", str(copy), says=[says])
+        refused(["--test", "--load_model", str(copy)], [says])
 
 
-def test_what_cannot_be_asked_for(folder, refused, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_what_cannot_be_asked_for(folder, refused, tmp_path, monkeypatch, capsys):
     test = ["--test", "--load_model", folder[1]]
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
-    refused(*tiny("TD3"), "--export", "x", says=["--export passes on a saved policy", "--test --load_model"])
-    refused(*test, "--explore", "--export", str(tmp_path / "x"), says=["--export", "--explore adds noise"])
-    refused(*test, "--export", str(tmp_path / "file"), says=["--export", "is a file"])
-    refused(*test, "--export", str(tmp_path / "file" / "x"), says=["--export", "cannot be written"])
-    refused(*test, "--export", str(tmp_path / "full"), says=["--export", "is not empty", "--overwrite"])
+    refused([*tiny("TD3"), "--export", "x"], ["--export passes on a saved policy", "--test --load_model"])
+    refused([*test, "--explore", "--export", str(tmp_path / "x")], ["--export", "--explore adds noise"])
+    refused([*test, "--export", str(tmp_path / "file")], ["--export", "is a file"])
+    refused([*test, "--export", str(tmp_path / "file" / "x")], ["--export", "cannot be written"])
+    refused([*test, "--export", str(tmp_path / "full")], ["--export", "is not empty", "--overwrite"])
     main.main([*test, "--overwrite", "--export", str(tmp_path / "full")])
     assert sorted(os.listdir(tmp_path / "full")) == [*FILES, "notes"]
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    refused(*test, "--export", str(tmp_path / "x"), says=["--export: it needs a package; pip install safetensors"])
-    refused("--test", "--load_model", folder[0], says=["--load_model: it needs a package; pip install safetensors"])
+    refused([*test, "--export", str(tmp_path / "x")], ["--export: it needs a package; pip install safetensors"])
+    refused(["--test", "--load_model", folder[0]], ["--load_model: it needs a package; pip install safetensors"])
 
 
 def test_a_folder_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):

@@ -80,7 +80,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(here / "data"))
         patch.setenv("WANDB_MODE", "offline")
-        record("FuzzSwing-v0", "test/swing-v0", episodes=5, length=7)
+        record("FuzzSwing-v0", "test/swing-v0", 35)
         for policy in POLICIES:
             own = dict(env="FuzzSwing-v0", max_timesteps=10, eval_episodes=1, hidden_size=4, core_size=3) | OWN[policy]
             main.main([f"--policy={policy}", "--recurrent", "--save_model", f"--results_dir={here / policy}",

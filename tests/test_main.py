@@ -85,7 +85,7 @@ def data_sets(tmp_path_factory):
     """A folder of data sets, with one of Pendulum for offline algorithms: 400 steps by random actions, 2 episodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        record("Pendulum-v1", "test/pendulum-v0", episodes=2, length=200)
+        record("Pendulum-v1", "test/pendulum-v0", 400)
         yield
 
 

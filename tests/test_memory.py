@@ -6,9 +6,11 @@ does not depend on the cue. The same agents fall back to chance when their memor
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import record
 
 import main
 from envs import Cue
+from support import data
 
 DELAY = 5                                                              # steps between the cue and the choice; short, to be quick
 for name, discrete in [("Cue-v0", False), ("CueDiscrete-v0", True)]:
@@ -22,9 +24,12 @@ A2C = ["--rollout_steps", "12", "--num_envs", "8", "--max_timesteps", "20e3", "-
 REINFORCE = ["--batch_size", "192", "--lr", "1e-2", "--eval_freq", "512", "--max_timesteps", "30e3"]
 R2D1 = ["--start_timesteps", "300", "--expl_timesteps", "1500", "--batch_size", "64", "--replay_ratio", "32", "--lr", "5e-3",
         "--target_freq", "50", "--n_steps", "1", "--eval_freq", "200"]
+BCQ = ["--dataset", "cue/random-v0", "--batch_size", "64", "--target_candidates", "4", "--act_candidates", "20", "--lr", "5e-3",
+       "--tau", "0.02", "--eval_freq", "100"]
 CASES = [("TD3", "Cue-v0", OFF_POLICY), ("DDPG", "Cue-v0", OFF_POLICY), ("SAC", "Cue-v0", SOFT), ("PPO", "Cue-v0", ON_POLICY),
          ("PPO", "CueDiscrete-v0", ON_POLICY), ("A2C", "Cue-v0", A2C), ("A2C", "CueDiscrete-v0", A2C),
-         ("REINFORCE", "Cue-v0", REINFORCE), ("REINFORCE", "CueDiscrete-v0", REINFORCE), ("R2D1", "CueDiscrete-v0", R2D1)]
+         ("REINFORCE", "Cue-v0", REINFORCE), ("REINFORCE", "CueDiscrete-v0", REINFORCE), ("R2D1", "CueDiscrete-v0", R2D1),
+         ("BCQ", "Cue-v0", BCQ)]
 
 
 class Solved(Exception):
@@ -39,6 +44,13 @@ def train(policy, env_id, flags, tmp_path, monkeypatch):
     env = main.make_env(env_id)
     spec = main.env_spec(env)
     agent = algorithm(spec, cfg, run.seed)
+    data_set = []
+    if agent.offline:                                                  # episodes of a policy that is right by chance
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        record(env_id, cfg.dataset, 2400)
+        data_set = [data.load(cfg.dataset, env, run.seed)]
+        assert 0.3 < np.mean([episode.reward.sum() for episode in data_set[0]]) < 0.5
+    envs = None if agent.offline else main.make_vector_env(env_id, cfg.num_envs)
     evaluate = main.evaluate
 
     def stop_when_solved(*args):
@@ -49,7 +61,7 @@ def train(policy, env_id, flags, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(main, "evaluate", stop_when_solved)
         try:
-            main.train(run, cfg, algorithm, agent, main.make_vector_env(env_id, cfg.num_envs), env, spec)
+            main.train(run, cfg, algorithm, agent, envs, env, spec, *data_set)
         except Solved:
             pass
     return agent, env, spec
@@ -116,7 +128,8 @@ def test_the_task(delay, discrete):
 
 @pytest.mark.parametrize("policy,env_id,flags", CASES)
 def test_feed_forward_agent_stays_at_chance(policy, env_id, flags, tmp_path, monkeypatch):
-    agent, env, spec = train(policy, env_id, [*flags, "--max_timesteps", "1500"], tmp_path, monkeypatch)
+    steps = "300" if policy == "BCQ" else "1500"                       # its steps are updates
+    agent, env, spec = train(policy, env_id, [*flags, "--max_timesteps", steps], tmp_path, monkeypatch)
     returns, _ = main.evaluate(agent, env, spec, 200, seed=123)
     assert np.mean(returns) <= 0.6
 

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
-from test_main import RECURRENT, data_sets, evaluations, name_of, refused, run, tiny  # noqa: F401
+from test_main import RECURRENT, data_sets, evaluations, name_of, run, tiny  # noqa: F401
 
 import envs
 import main
@@ -86,30 +86,30 @@ def test_one_episode_is_enough(model, tmp_path):
     assert os.listdir(tmp_path) == ["x.gif"]
 
 
-def test_what_cannot_be_asked_for(model, refused, tmp_path, moviepy, monkeypatch):  # noqa: F811
+def test_what_cannot_be_asked_for(model, refused, tmp_path, moviepy, monkeypatch):
     test = ["--test", "--load_model", model]
-    refused(*test, "--video", str(tmp_path / "x.avi"), says=["--video", "x.avi'", "ends in .mp4 or .gif"])
-    refused(*test, "--video", str(tmp_path / "no" / "x.gif"), says=["--video", "there is no folder", "/no'"])
+    refused([*test, "--video", str(tmp_path / "x.avi")], ["--video", "x.avi'", "ends in .mp4 or .gif"])
+    refused([*test, "--video", str(tmp_path / "no" / "x.gif")], ["--video", "there is no folder", "/no'"])
     (tmp_path / "x.gif").write_text("mine")
     (tmp_path / "folder.gif").mkdir()
-    refused(*test, "--video", str(tmp_path / "x.gif"), says=["--video", "x.gif' exists", "--overwrite"])
-    refused(*test, "--overwrite", "--video", str(tmp_path / "folder.gif"), says=["--video", "folder.gif' exists"])
+    refused([*test, "--video", str(tmp_path / "x.gif")], ["--video", "x.gif' exists", "--overwrite"])
+    refused([*test, "--overwrite", "--video", str(tmp_path / "folder.gif")], ["--video", "folder.gif' exists"])
     monkeypatch.setattr(os, "access", lambda *_: False)
-    refused(*test, "--video", str(tmp_path / "y.gif"), says=["--video", "cannot be written"])
-    refused(*tiny("TD3"), "--video", "x.gif", says=["--video shows a saved policy", "--test --load_model"])
-    refused(*test, "--video", "x.gif", "--record", "x-v0", says=["--video", "--record", "twice"])
+    refused([*test, "--video", str(tmp_path / "y.gif")], ["--video", "cannot be written"])
+    refused([*tiny("TD3"), "--video", "x.gif"], ["--video shows a saved policy", "--test --load_model"])
+    refused([*test, "--video", "x.gif", "--record", "x-v0"], ["--video", "--record", "twice"])
     monkeypatch.setitem(sys.modules, "moviepy", None)
-    refused(*test, "--video", "x.gif", says=["--video: it needs a package; pip install moviepy"])
+    refused([*test, "--video", "x.gif"], ["--video: it needs a package; pip install moviepy"])
 
 
-def test_what_cannot_be_drawn(refused, tmp_path, moviepy, monkeypatch):  # noqa: F811
+def test_what_cannot_be_drawn(refused, tmp_path, moviepy, monkeypatch):
     path = run(tmp_path / "results", tiny("TD3", "Cue10-v0", "--save_model"))
-    refused("--test", "--load_model", path + ".last.pt", "--video", str(tmp_path / "x.gif"),
-            says=["Cue10-v0 cannot be drawn, which takes the render mode rgb_array"])
+    refused(["--test", "--load_model", path + ".last.pt", "--video", str(tmp_path / "x.gif")],
+            ["Cue10-v0 cannot be drawn, which takes the render mode rgb_array"])
     monkeypatch.setitem(sys.modules, "pygame", None)
     path = run(tmp_path / "pendulum", tiny("TD3", "Pendulum-v1", "--save_model"))
-    refused("--test", "--load_model", path + ".last.pt", "--video", str(tmp_path / "x.gif"),
-            says=["Pendulum-v1 cannot be drawn", "pygame is not installed"])
+    refused(["--test", "--load_model", path + ".last.pt", "--video", str(tmp_path / "x.gif")],
+            ["Pendulum-v1 cannot be drawn", "pygame is not installed"])
 
 
 def test_a_file_that_cannot_be_written(model, tmp_path, capsys, monkeypatch):
