@@ -67,9 +67,11 @@ class RunFlags:
     log_freq: int = handling(1_000, "steps between the entries of --tensorboard and --wandb, besides evaluations")
     overwrite: bool = handling(False, "replace the results of an earlier run of the same name")
     checkpoint_freq: int = handling(20_000, "steps between checkpoints, kept until the run has finished; 0: none", low=0)
-    resume: bool = handling(False, "go on from the last checkpoint of an interrupted run of the same flags; if none, start it")
+    keep_checkpoint: bool = handling(False, "keep one of the last step, so that the run can be made longer")
+    resume: bool = handling(False, "go on from the last checkpoint of a run of the same flags; if none, start it. With a larger "
+                                   "--max_timesteps: make a run longer")
     save_model: bool = handling(False, "save the last and the best model beside the results")
-    load_model: str = flag("", "model file, or folder of --export, to start from, or to test")
+    load_model: str = flag("", "model file, or folder of --export, to train on from, or to test; it brings its flags")
     test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
     explore: bool = handling(False, "with --test: act with exploration, as in training")
     video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
@@ -77,6 +79,7 @@ class RunFlags:
     record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
+ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
@@ -169,10 +172,15 @@ def defaults_of(cls):
     return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
+def as_word(name, value):
+    """A flag as it is given on the command line."""
+    return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name}={value}"
+
+
 def parse(argv):
     """Command line -> run flags, hyper-parameters, the class of its agent, and the flags that the user gave."""
     first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--policy", default="TD3")
+    first.add_argument("--policy")
     first.add_argument("--load_model", default="")
     first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)
@@ -184,10 +192,10 @@ def parse(argv):
             checkpoint = export.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
-    if early.test:                                                     # test as it was trained, unless told otherwise
-        saved = checkpoint["config"]
-        early.policy = str(saved.get("policy"))
-    algorithm = load_policy(early.policy)
+        saved = checkpoint["config"]                                   # as it was trained, unless told otherwise
+        if early.policy not in (None, saved.get("policy")):
+            fail(f"--policy {early.policy}: '{early.load_model}' is a model of {saved.get('policy')}; leave --policy out")
+    algorithm = load_policy(str(saved.get("policy")) if checkpoint else early.policy or RunFlags.policy)
 
     parser = Parser(description=sys.modules[algorithm.__module__].__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -212,14 +220,12 @@ def parse(argv):
     if ":" in env and "env" not in given:                              # to import it is to run its code, and a model is data
         fail(f"--load_model: '{early.load_model}' names the environment {env}, which would import the module "
              f"{env.split(':')[0]} and so run its code; if you trust it, add --env {env}")
-    if given.get("policy", early.policy) != early.policy:
-        fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 
     config = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in {*HANDLING, "load_model"}}
-    words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
-    config.update(vars(parser.parse_args(words)))
+    saved = vars(parser.parse_args([as_word(k, v) for k, v in saved.items()]))
+    config.update(saved)
     if given.pop("recurrent", False):
         config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # without a baseline: no critic
     for name in ("recurrent_actor", "recurrent_critic"):
@@ -228,6 +234,10 @@ def parse(argv):
         config.update(algorithm.HyperParameters.recurrent_defaults)
     config.update(given)
     check(config, given, algorithm)
+    for name in ARCHITECTURE:
+        if config[name] != saved.get(name, config[name]):
+            fail(f"{as_word(name, config[name])}: '{early.load_model}' holds another architecture, of "
+                 f"{as_word(name, saved[name])}; leave it out, the flags it was trained with come with it")
     if checkpoint:
         check_size(config, given, early.load_model)
     run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
@@ -237,9 +247,9 @@ def parse(argv):
 
 def check_size(config, given, path):
     """Does a model ask for more than it can need? Exits with 2 and one line, before any memory or time is spent on it."""
-    episodes = config["eval_episodes"]
-    if config["test"] and "eval_episodes" not in given and episodes > 10_000:
-        fail(f"--load_model: '{path}' asks for {episodes} episodes of a test; if you want them, add --eval_episodes {episodes}")
+    for name, most in (("eval_episodes", 10_000), ("num_envs", 1_000)):
+        if name not in given and config.get(name, 0) > most:
+            fail(f"--load_model: '{path}' asks for --{name} {config[name]}; if you want as many, add this to the command")
     layers, size, flags = config["hidden_layers"], config["hidden_size"], SimpleNamespace(**config)
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     try:
@@ -296,8 +306,9 @@ def check(config, given, algorithm):
         fail("--dataset is trained from, and --test trains nothing; drop one of the two")
     if "record" in given and not config["record"]:
         fail("--record '' is no name of a data set; give one such as hopper/td3-v0")
-    if config["record"] and given.get("checkpoint_freq"):
-        fail("--checkpoint_freq is of no use with --record: a run that records cannot be resumed; leave it out")
+    for name in ("checkpoint_freq", "keep_checkpoint"):
+        if config["record"] and given.get(name):
+            fail(f"--{name} is of no use with --record: a run that records cannot be resumed; leave it out")
     if config["record"] and not config["test"]:
         if offline:
             fail(f"--record: {algorithm.__name__} trains without stepping the environment; record a saved model, with --test")

@@ -4,6 +4,7 @@
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
     python main.py --test --load_model results/RUN.best.pt                (run a saved policy; see it with --video FILE.gif)
     python main.py --test --load_model results/RUN.best.pt --export FOLDER    (pass it on; --load_model FOLDER reads it)
+    python main.py --load_model results/RUN.last.pt                       (train on from its weights, with its flags)
     python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see support/data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
@@ -17,12 +18,14 @@ if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
 
 import contextlib
+import glob
 import math
+import os
 import random
 import shlex
 import sys
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +39,7 @@ from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_ran
 from support.logger import Logger
 from support.models import Models, largest, load_checkpoint
 from support.progress import Progress
-from support.results import Results, commit, finished, mean_returns, versions
+from support.results import Results, commit, finished, mean_returns, read_info, versions
 from support.staleness import Staleness
 from support.system import Failed, Listeners, alone, fail, no_exit
 
@@ -203,7 +206,8 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):
         if run.resume and finished(path):
-            Checkpoints(path, None).remove()                           # if it was killed before it could
+            if not read_info(path)["config"].get("keep_checkpoint"):
+                Checkpoints(path, None).remove()                       # if it was killed before it could
             print(f"{path}.csv is there already: this run has finished")
             return trained(path)
         if offline:
@@ -234,7 +238,8 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         if missing or not results.finish(staleness):
             raise Failed(f"the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
                          "room, then run the same command with --resume")
-        checkpoints.remove()
+        if not run.keep_checkpoint:
+            checkpoints.remove()
         print(f"{path}.csv written, best evaluation {results.best:.1f}")
         return trained(path)
 
@@ -249,7 +254,7 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
     """Go on from a checkpoint, if --resume finds one, or start anew. Returns the checkpoint, or None. Exits with 2 if it is of
     another run."""
     try:
-        saved = resume(checkpoints, config) if run.resume else None
+        saved = resume(checkpoints, run, agent, config) if run.resume else None
         if saved:
             set_state(agent, saved["agent"])
             set_state(buffer, saved["buffer"])
@@ -265,7 +270,7 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
             raise
         fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
              "--overwrite to start anew")
-    if run.checkpoint_freq:
+    if run.checkpoint_freq or run.keep_checkpoint:
         with checkpoints.if_possible():
             if run.record:
                 raise CannotResume("--record needs all of a run's episodes")
@@ -298,29 +303,62 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
                     raise Diverged(losses)
                 listeners.after_update(step, losses)
             listeners.stepped(step)
-            if due(run.eval_freq) or step >= cfg.max_timesteps:
+            if due(run.eval_freq):
                 evaluation()
-            keep = run.checkpoint_freq and checkpoints.possible and step < cfg.max_timesteps
-            if keep and (due(run.checkpoint_freq) or stop.signal):
+            last = step >= cfg.max_timesteps
+            keep = run.keep_checkpoint if last else run.checkpoint_freq and (due(run.checkpoint_freq) or stop.signal)
+            if keep and checkpoints.possible:
                 with checkpoints.if_possible():
                     checkpoints.save_run(agent, buffer, steps, listeners, {**asdict(run), **asdict(cfg)}, config)
-            if stop.signal and step < cfg.max_timesteps:
+            if stop.signal and not last:
                 raise Stopped(stop.signal, bool(checkpoints.steps()))
+        if not due(run.eval_freq):                                     # a longer run has no evaluation here, nor its checkpoint
+            evaluation()
 
 
-def resume(checkpoints, config):
-    """The newest whole checkpoint of a run, its rows already in the buffer, or None. Exits with 2 if it is of other flags."""
+def resume(checkpoints, run, agent, config):
+    """The newest whole checkpoint of a run, its rows already in the buffer, or None. If it has none at all, that of the longest
+    run of the same flags but fewer --max_timesteps. Exits with 2 if it is of other flags, or that run cannot be made longer.
+    """
+    path, longer = checkpoints.folder.removesuffix(".checkpoint"), None
     try:
         saved = checkpoints.load()
+        if saved is None and not os.path.exists(path + ".log"):        # a study's runs of several lengths are runs of their own
+            shorter = shorter_runs(run, agent)
+            longer = next((other for other in shorter if Checkpoints(other, None).steps()), None)
+            anew = "without --resume the longer run starts from the beginning"
+            if longer and config.get("lr_decay"):
+                fail(f"--resume: --lr_decay brings the learning rates of {longer} to zero within its own --max_timesteps, so "
+                     f"it cannot be made longer; {anew}")
+            if shorter and not longer and not os.path.exists(path + ".json"):
+                fail(f"--resume: {shorter[0]} has kept no checkpoint, as --keep_checkpoint would, and cannot be made longer; "
+                     f"{anew}")
+            if longer:
+                with alone(longer, 0):
+                    saved = checkpoints.load_from(longer)
+                print(f"{longer} is made longer, and stays as it is", flush=True)
     except ValueError as error:
         fail(f"--resume: {error}")
     if saved is None:
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
     for name, value in saved["config"].items():
-        if name not in HANDLING and config.get(name) != value:
+        if name not in HANDLING and config.get(name) != value and not (longer and name == "max_timesteps"):
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
     return saved
+
+
+def shorter_runs(run, agent):
+    """The runs in --results_dir of the same flags but fewer --max_timesteps, the longest first: paths without an ending."""
+    found = {}
+    for file in glob.glob(f"{glob.escape(run.results_dir)}/*_seed={run.seed}.json"):
+        with contextlib.suppress(Exception):                           # what is in a file may be anything
+            path = file.removesuffix(".json")
+            steps = read_info(path)["config"]["max_timesteps"]
+            if steps < agent.cfg.max_timesteps and \
+                    os.path.basename(path) == run_name(run, replace(agent.cfg, max_timesteps=steps), type(agent)):
+                found[steps] = path
+    return [found[steps] for steps in sorted(found, reverse=True)]
 
 
 def has_diverged(step, numbers, path, run):
@@ -382,6 +420,9 @@ def carry_out(argv, run, cfg, algorithm, checkpoint):
     if eval_env.spec.max_episode_steps is None:
         print(f"note: {run.env} has no time limit, and an episode that does not end by itself goes on for ever; "
               "--max_episode_steps N truncates it", flush=True)
+    if checkpoint and not run.test:
+        print(f"{run.load_model}, of step {checkpoint['step']:,}: training goes on from its weights, with its flags where none "
+              "are given\noptimizers, buffer, count of steps and exploration start anew; to make a run longer: --resume", flush=True)
     agent = make_agent(run, cfg, algorithm, spec, checkpoint)
     console.something_to_keep()
     try:

@@ -78,15 +78,15 @@ class Models(Listener):
     def __init__(self, path, agent, config):
         self.path, self.agent, self.config = path, agent, config       # path: of the run's results
         self.best = None                                               # the best mean return
-        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file
+        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file; which are not
 
     def name(self, which):
         return f"{self.path}.{which}.pt"
 
     def begin(self, step, saved):
         if saved:
-            self.best, self.unwritten = saved["best"], {"best", "last"} & set(saved["held"])
-            self.held = {which: saved["held"][which] for which in sorted(self.unwritten)}
+            self.best, self.held = saved["best"], {**saved["held"]}
+            self.unwritten = set(self.held)
 
     def evaluated(self, step, returns, lengths):
         content, mean_return = pack_model(self.agent, self.config, step), float(np.mean(returns))
@@ -111,7 +111,7 @@ class Models(Listener):
         return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
 
     def save(self):
-        return {"best": self.best, "held": {which: self.held[which] for which in self.unwritten}}
+        return {"best": self.best, "held": {**self.held}}              # all: a longer run has files of another name
 
 
 # ---------------------------------------------------------------------- writing

@@ -136,7 +136,8 @@ def outcome(path):
             model = torch.load(f"{path}.{kind}.pt", weights_only=True)
             written[kind] = {"step": model["step"], "agent": model["agent"]}
     assert json.load(open(path + ".json"))["finished"] is True
-    endings = {name.removeprefix(os.path.basename(path)) for name in os.listdir(os.path.dirname(path))}
+    name = os.path.basename(path)
+    endings = {other.removeprefix(name) for other in os.listdir(os.path.dirname(path)) if other.startswith(name)}
     assert endings <= {".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt"}      # no checkpoint, nothing half written
     return written
 
@@ -1063,12 +1064,11 @@ def test_a_model_that_is_missing_at_the_end(no_room, missing, scored, capsys):
 
 
 def test_a_model_that_someone_deleted(scored, capsys):
-    """Is not known any more after a resume: the run says that it is missing."""
+    """It is in the checkpoint, too, and comes back with a resume."""
     assert play(scored(), utils.Buffer, "add", 100).crashed
     os.remove(path_of(scored.argv) + ".best.pt")
-    with pytest.raises(SystemExit) as stop:
-        play(scored("--resume"))
-    assert stop.value.code == 1 and "best.pt could not be written" in capsys.readouterr().err
+    play(scored("--resume"))
+    assert outcome(path_of(scored.argv))["best"]["step"] == 40
 
 
 def test_the_disk_is_full_when_the_run_ends(tiny, tmp_path, capsys):
@@ -1125,6 +1125,70 @@ def test_killed_between_its_end_and_the_removal_of_its_checkpoints(tiny, tmp_pat
     assert play(argv, Checkpoints, "remove", 2).crashed
     play([*argv, "--resume"])
     assert differences(tiny, outcome(path_of(argv))) == []
+
+
+LONGER = [
+    f"--policy TD3 --env TestSwing-v0 {MEMORY} --num_envs 2 --staleness",
+    "--policy DDPG --env TestSwing-v0 --memory_size 100",
+    "--policy SAC --env TestSwing-v0 --recurrent --seq_len 4 --core gru",
+    "--policy PPO --env CartPole-v1 --no-lr_decay",
+    "--policy A2C --env TestSwing-v0 --recurrent --seq_len 4 --no-lr_decay",
+    "--policy REINFORCE --env CartPole-v1 --no-lr_decay",
+    f"--policy R2D1 --env CartPole-v1 {MEMORY} --num_envs 2",
+    "--policy BCQ --env TestSwing-v0 --recurrent --seq_len 4",
+]
+
+
+@pytest.mark.parametrize("words", LONGER)
+def test_a_run_made_longer_is_the_long_run(words, tmp_path, request, capsys):
+    """To the bit, from its last checkpoint (step 70 is no multiple of eval_freq), and when that is interrupted, too."""
+    if "BCQ" in words:
+        request.getfixturevalue("data_sets")
+    argv = [*flags(words, tmp_path / "1"), "--save_model"]
+    whole = play(argv)
+    short = [*flags(words, tmp_path / "2", max_timesteps=70), "--save_model"]
+    play([*short, "--keep_checkpoint", "--checkpoint_freq=0"])
+    kept = files_of(tmp_path / "2")
+    for again in short, [*short, "--keep_checkpoint"]:                 # a finished run keeps what it has kept
+        play([*again, "--resume"])
+        assert files_of(tmp_path / "2") == kept
+
+    long = [*flags(words, tmp_path / "2"), "--save_model", "--resume"]
+    assert play(long, main, "evaluate", 1).crashed
+    longer = play(long)
+    assert f"{path_of(short)} is made longer" in capsys.readouterr().out
+    assert differences(outcome(path_of(argv)), outcome(path_of(long))) == []
+    assert differences(whole.state(), longer.state()) == []
+    assert 70 in json.load(open(path_of(long) + ".json"))["resumed"]
+    now = files_of(tmp_path / "2")
+    assert all(now[name] == content for name, content in kept.items())
+
+
+@pytest.mark.parametrize("words,kept,says", [
+    ("--policy TD3 --env TestSwing-v0", "--no-keep_checkpoint", "has kept no checkpoint, as --keep_checkpoint would"),
+    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "--lr_decay"),
+])
+def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, capsys):
+    """It is said in one line and nothing is touched. A sweep's run, which has a log, is a run of its own."""
+    play([*flags(words, tmp_path, max_timesteps=70), kept])
+    before, argv = files_of(tmp_path), [*flags(words, tmp_path), "--resume"]
+    code, error = stop_of(argv, capsys)
+    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and says in error
+    assert files_of(tmp_path) == before
+    open(path_of(argv) + ".log", "w").close()
+    play(argv)
+    assert "no checkpoint of this run is there: it starts from the beginning" in capsys.readouterr().out
+
+
+def test_a_long_run_killed_before_its_last_evaluation(tmp_path, monkeypatch):
+    """The checkpoint of the last step is older than that evaluation, which is made when the run goes on."""
+    argv = flags(TINY, tmp_path / "1", max_timesteps=43)
+    play(argv)
+    again = [*flags(TINY, tmp_path / "2", max_timesteps=43), "--keep_checkpoint"]
+    assert play(again, main, "evaluate", 3).crashed and newest(path_of(again))["step"] == 43
+    main.main([*again, "--resume"])
+    rows, expected = ([line.split(",")[:-1] for line in open(path_of(words) + ".csv")] for words in (again, argv))
+    assert rows == expected and rows[-1][0] == "43"
 
 
 @pytest.mark.parametrize("word,says", [("--overwrite", "--overwrite"), ("--record=x/y-v0", "--record"), ("--test", "--test")])

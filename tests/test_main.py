@@ -485,13 +485,36 @@ def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path
 def test_model_of_another_architecture(argv, trained, refused):
     model = ["--load_model", trained + ".best.pt"]
     refused("--test", *model, *argv.split(), says=["another architecture", "flags it was trained with"])
-    refused(*tiny("TD3"), *RECURRENT, *model, *argv.split(), says=["another architecture"])
+    refused(*model, *argv.split(), says=["another architecture"])
 
 
 @pytest.mark.parametrize("policy", ["DDPG", "PPO"])
 def test_model_of_another_policy(policy, trained, refused):
     refused("--test", "--load_model", trained + ".best.pt", "--policy", policy, says=[f"--policy {policy}", "is a model of TD3"])
-    refused(*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt", says=["another architecture"])
+    refused(*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt", says=["is a model of TD3; leave --policy out"])
+
+
+@pytest.mark.parametrize("argv,says", [
+    ("--core gru", ["--core=gru:", "of --core=lstm"]), ("--core_size 5", ["--core_size=5:", "of --core_size=4"]),
+    ("--no-recurrent_critic", ["--no-recurrent_critic:", "of --recurrent_critic"]),
+    ("--memory_input obs", ["--memory_input=obs:", "of --memory_input=obs_action"])])
+def test_a_memory_that_contradicts_the_weights(argv, says, trained, refused):
+    """One line names the flag, whether the model is tested or trained on."""
+    for test in [], ["--test"]:
+        refused(*test, "--load_model", trained + ".best.pt", *argv.split(), says=says)
+
+
+def test_training_on_from_a_model_takes_its_flags(trained, tmp_path, capsys):
+    """All that were not given; what goes on and what starts anew is said."""
+    path = run(tmp_path, ["--load_model", trained + ".last.pt", "--max_timesteps", "60", "--burn_in", "2"])
+    before, after = (json.load(open(name + ".json"))["config"] for name in (trained, path))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"max_timesteps", "burn_in", "load_model", "results_dir", "save_model"}
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{trained}.last.pt, of step 240: training goes on from its weights, with its flags where none are given" in out
+    assert "optimizers, buffer, count of steps and exploration start anew" in out
+    last = [row[2:] for row in evaluations(trained)][-2:]
+    assert [row[2:] for row in evaluations(path)][:2] == last          # the weights are those of the model
 
 
 # ---------------------------------------------------------------------- bad input: results
