@@ -48,6 +48,7 @@ class MemoryFlags:
     critic_hidden: Literal["own", "actor", "zero"] = flag(
         "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
     recurrent_defaults = {}                 # what --recurrent changes of an algorithm's defaults
+    one_network = False                     # True: actor and critic are one, so that both have a memory or neither
     unused = {}                             # flags of memory that could do nothing in an algorithm, and why
 
     @classmethod

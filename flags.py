@@ -10,7 +10,9 @@ import importlib
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 import typing
 import zlib
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -18,7 +20,7 @@ from types import SimpleNamespace
 
 import torch
 
-from agent import flag
+from agent import MemoryFlags, flag
 from cores import make_core
 from support import models as export
 from support.system import Parser, fail, optional
@@ -79,6 +81,13 @@ class RunFlags:
     record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
+GROUPS = dict(                                                         # of --help; learning: all others
+    task="policy env observe flicker obs_noise sensor_dropout max_episode_steps max_timesteps seed".split(),
+    memory=["recurrent", *(f.name for f in fields(MemoryFlags))],
+    learning=[],
+    evaluation="eval_freq eval_episodes test explore video export".split(),
+    files="results_dir save_model load_model checkpoint_freq keep_checkpoint resume overwrite record".split(),
+    logging="tensorboard wandb log_freq staleness".split())
 ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
@@ -92,18 +101,50 @@ def whole_number(text):
     return int(value)
 
 
-def add_flags(parser, cls, defaults):
+def add_flags(parser, cls):
     """One flag per field of a dataclass. Defaults stay out of the parser: only what the user gave is in its result."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
-        hint, default = hints[f.name], defaults[f.name]
-        options = dict(default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{default}]".replace("%", "%%"))
+        hint, options = hints[f.name], dict(default=argparse.SUPPRESS)
         if hint is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(hint) is typing.Literal:
             parser.add_argument(f"--{f.name}", choices=typing.get_args(hint), **options)
         else:
-            parser.add_argument(f"--{f.name}", type=convert(hint, f), metavar="X", **options)
+            parser.add_argument(f"--{f.name}", type=convert(hint, f), **options)
+
+
+def show_help(algorithm, config):
+    """Print the flags of an algorithm with the values that a run would have, `config`. Those that it refuses are left out."""
+    cls = algorithm.HyperParameters
+    known = {f.name: (f, typing.get_type_hints(owner)[f.name]) for owner in (cls, RunFlags) for f in fields(owner)}
+    refused = {*cls.unused, *(["recurrent_actor", "recurrent_critic"] if cls.one_network else []),
+               *(["explore"] if algorithm.offline else [])}
+    recurrent, plain = config["recurrent_actor"] or config["recurrent_critic"], defaults_of(cls)
+
+    def line(name):
+        if name == "recurrent":
+            return "give actor and critic a memory, and other defaults to some flags"
+        f, hint = known[name]
+        text, value = f.metadata["help"], config[name]
+        if typing.get_origin(hint) is typing.Literal:
+            text += f"; one of {', '.join(typing.get_args(hint))}"
+        values = [str(value)] if value not in (None, "", False) or type(value) in (int, float) else []
+        values += [f"--no-{name} turns it off"] if value is True else []
+        if name in cls.recurrent_defaults:
+            values.append(f"without --recurrent: {plain[name]}" if recurrent else
+                          f"with --recurrent: {cls.recurrent_defaults[name]}")
+        return text + (f" [{'; '.join(values)}]" if values else "")
+
+    width = min(130, max(100, shutil.get_terminal_size().columns))
+    about = sys.modules[algorithm.__module__].__doc__
+    print(about.splitlines()[0], *re.findall("^Run: .*", about, re.MULTILINE), sep="\n")
+    for group, names in GROUPS.items():
+        print(f"\n{group}")
+        others = [name for name in known if not any(name in names for names in GROUPS.values())]
+        for name in [name for name in names or others if name in known or name == "recurrent"]:
+            if name not in refused:
+                print(textwrap.fill(f"  --{name:<20} {line(name)}", width, subsequent_indent=" " * 25))
 
 
 def convert(hint, f):
@@ -181,6 +222,7 @@ def parse(argv):
     """Command line -> run flags, hyper-parameters, the class of its agent, and the flags that the user gave."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--policy")
+    first.add_argument("-h", "--help", action="store_true")
     first.add_argument("--load_model", default="")
     first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)
@@ -197,13 +239,11 @@ def parse(argv):
             fail(f"--policy {early.policy}: '{early.load_model}' is a model of {saved.get('policy')}; leave --policy out")
     algorithm = load_policy(str(saved.get("policy")) if checkpoint else early.policy or RunFlags.policy)
 
-    parser = Parser(description=sys.modules[algorithm.__module__].__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS,
-                        help="recurrent actor and critic; changes the defaults of " +
-                             ", ".join(f"{k} to {v}" for k, v in algorithm.HyperParameters.recurrent_defaults.items()))
-    add_flags(parser.add_argument_group("run"), RunFlags, defaults_of(RunFlags))
-    add_flags(parser.add_argument_group(algorithm.__name__), algorithm.HyperParameters, defaults_of(algorithm.HyperParameters))
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
+    parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS)
+    add_flags(parser, RunFlags)
+    add_flags(parser, algorithm.HyperParameters)
     given, unknown = parser.parse_known_args(argv)
     given = vars(given)
     for word in unknown:
@@ -233,6 +273,9 @@ def parse(argv):
     if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
         config.update(algorithm.HyperParameters.recurrent_defaults)
     config.update(given)
+    if config.pop("help", False):
+        show_help(algorithm, config)
+        sys.exit(0)
     check(config, given, algorithm)
     for name in ARCHITECTURE:
         if config[name] != saved.get(name, config[name]):

@@ -422,7 +422,7 @@ def carry_out(argv, run, cfg, algorithm, checkpoint):
               "--max_episode_steps N truncates it", flush=True)
     if checkpoint and not run.test:
         print(f"{run.load_model}, of step {checkpoint['step']:,}: training goes on from its weights, with its flags where none "
-              "are given\noptimizers, buffer, count of steps and exploration start anew; to make a run longer: --resume", flush=True)
+              "are given\noptimizers, buffer, count of steps and exploration start anew; --resume goes on with those", flush=True)
     agent = make_agent(run, cfg, algorithm, spec, checkpoint)
     console.something_to_keep()
     try:
