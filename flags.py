@@ -33,6 +33,7 @@ ONE_VALUE = "a flag takes one value; sweep.py does the runs of several"
 # What flags are called in other programs
 ELSEWHERE = dict(
     policy="algo algorithm agent", env="env_id env_name task gym_id environment", device="gpu cuda", observe="obs_mask mask",
+    env_kwargs="env_args make_kwargs",
     lr="learning_rate step_size", discount="gamma", tau="polyak target_smoothing", core="rnn rnn_type cell cell_type",
     core_size="lstm_size lstm_hidden_size lstm_hidden_dim gru_size rnn_size rnn_hidden_size rnn_hidden_dim",
     hidden_size="net_arch hidden_dim units", seq_len="sequence_length bptt", max_timesteps="total_timesteps total_steps steps",
@@ -52,7 +53,8 @@ class RunFlags:
     seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
     eval_freq: int = measuring(5_000, "steps between evaluations")
     eval_episodes: int = measuring(10, "episodes of an evaluation")
-    observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
+    env_kwargs: str = flag("", "arguments that the environment is made with: KEY=VALUE, or several of them")
+    observe: str = flag("full", "what the agent sees of the observation: full, positions, velocities, or indices such as 0-4,7")
     max_episode_steps: int = flag(0, "truncate episodes, in training and evaluation, after so many steps; 0: where the "
                                      "environment does", low=0)
     flicker: float = flag(0.0, "probability that the whole observation is zero", high=1)
@@ -82,7 +84,7 @@ class RunFlags:
 
 
 GROUPS = dict(                                                         # of --help; learning: all others
-    task="policy env observe flicker obs_noise sensor_dropout max_episode_steps max_timesteps seed".split(),
+    task="policy env env_kwargs observe flicker obs_noise sensor_dropout max_episode_steps max_timesteps seed".split(),
     memory=["recurrent", *(f.name for f in fields(MemoryFlags))],
     learning=[],
     evaluation="eval_freq eval_episodes test explore video export".split(),
@@ -101,12 +103,21 @@ def whole_number(text):
     return int(value)
 
 
+class Words(argparse.Action):
+    """Several words as one text, in an order of their own: the same arguments are the same run."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, " ".join(sorted(" ".join(values).split())))
+
+
 def add_flags(parser, cls):
     """One flag per field of a dataclass. Defaults stay out of the parser: only what the user gave is in its result."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
         hint, options = hints[f.name], dict(default=argparse.SUPPRESS)
-        if hint is bool:
+        if f.name == "env_kwargs":
+            parser.add_argument(f"--{f.name}", nargs="+", action=Words, **options)
+        elif hint is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(hint) is typing.Literal:
             parser.add_argument(f"--{f.name}", choices=typing.get_args(hint), **options)
@@ -360,6 +371,8 @@ def check(config, given, algorithm):
     if config["staleness"] and not config["recurrent_critic"]:
         fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
              (" and --baseline" if not config.get("baseline", True) else ""))
+    if not re.fullmatch(r"full|positions|velocities|[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*", config["observe"]):
+        fail(f"--observe '{config['observe']}' is not full, positions or velocities, nor indices such as 0-4,7")
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
         if config.get(name) == 0:
             fail(f"--{name} 0 learns nothing; give a positive number")
@@ -384,11 +397,11 @@ def run_name(run, cfg, algorithm):
     if memory != "ff":
         defaults.update(algorithm.HyperParameters.recurrent_defaults)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
-    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else v}"
-             for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
+    brief = dict(load_model=os.path.basename(os.path.normpath(run.load_model)), env_kwargs=run.env_kwargs.replace(" ", ","))
+    other = [f"{k}={brief.get(k, v)}" for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # no system has these in a name
-    if len(name) > 200:                                                # a file's name ends at 255
-        name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
+    if len(name.encode()) > 200:                                       # a file's name ends at 255
+        name = f"{name.encode()[:190].decode(errors='ignore')}~{zlib.crc32(name.encode()):08x}"
     return f"{name}_seed={run.seed}"
 
 

@@ -372,7 +372,8 @@ def has_diverged(step, numbers, path, run):
 
 def env_options(run):
     """What a run's environments are made with, see make_env."""
-    return {name: getattr(run, name) for name in ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps")}
+    names = ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps", "env_kwargs")
+    return {name: getattr(run, name) for name in names}
 
 
 def make_agent(run, cfg, algorithm, spec, checkpoint):

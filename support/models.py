@@ -143,7 +143,7 @@ def save(folder, checkpoint, run, returns, lengths, about):
     tensors = {f"{network}.{name}": tensor.contiguous() for network, weights in state.items() if isinstance(weights, dict)
                for name, tensor in weights.items()}
     weights = to_bytes(tensors)
-    test = {name: getattr(run, name) for name in ("env", "observe", *NOISE)} | dict(
+    test = {name: getattr(run, name) for name in ("env", "env_kwargs", "observe", *NOISE)} | dict(
         episodes=len(returns), return_mean=float(np.mean(returns)), return_std=float(np.std(returns)),
         episode_length=float(np.mean(lengths)))
     config = dict(config={name: value for name, value in checkpoint["config"].items() if name not in PRIVATE},
@@ -170,7 +170,8 @@ def card(config):
     tags = ["reinforcement-learning", "deep-reinforcement-learning", flags["policy"], test["env"],
             *([flags["core"], "recurrent", "memory", "pomdp"] if parts else [])]
     result = f"{test['return_mean']:.2f} +/- {test['return_std']:.2f}"
-    seen = [{"full": "the whole observation"}.get(test["observe"], f"{test['observe']} only"),
+    part = test["observe"] if test["observe"] in ("positions", "velocities") else f"entries {test['observe']}"
+    seen = ["the whole observation" if test["observe"] == "full" else f"{part} only",
             *(f"{name} {test[name]}" for name in NOISE if test[name])]
     return f"""---
 library_name: pytorch
@@ -193,7 +194,7 @@ model-index:
       verified: false
 ---
 
-# {flags["policy"]} on {test["env"]}
+# {flags["policy"]} on {test["env"]}{f" ({test['env_kwargs']})" if test["env_kwargs"] else ""}
 
 {memory}; the agent sees {", ".join(seen)}. Trained to step {config["step"]:,}; all flags are in `{CONFIG}`.
 

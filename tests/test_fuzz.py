@@ -38,7 +38,8 @@ OWN = {
 }
 # Values of each kind that are good for something, and others. None is so large that a run takes long, or diverges, which
 # ends it with exit code 1
-GOOD = {int: ["1", "2", "3", "5", "1e1", "16"], float: ["0.5", "1", "1e-3", "0", ".9"], bool: [None]}
+GOOD = {"observe": ["full", "positions", "velocities", "0-1", "1,0", "2", "0-9"], "env_kwargs": ["g=1", "g=x", "a=1 b=2", "g"],
+        int: ["1", "2", "3", "5", "1e1", "16"], float: ["0.5", "1", "1e-3", "0", ".9"], bool: [None]}
 BAD = ["0", "-1", "abc", "", "nan", "inf", "-inf", "1e400", "2.5", "99999999999999999999", "full", "stored", "None", " ", "é",
        "%s", "--lr", "1_0", "0x10", "\n", "a\nb", "{}", "-", "--"]
 PLACES = ["", "x", "a/b", "test/swing-v0", "/dev/null", "/dev/null/x", "x.gif", "x.mp4", "..", "é", "a\nb", "x" * 300,
@@ -60,7 +61,7 @@ def command_lines(draw):
     for _ in range(draw(st.integers(0, 5))):
         name = draw(st.sampled_from(sorted(flags)))
         kind = flags[name]
-        good = GOOD.get(kind, PLACES if kind is str else kind)
+        good = GOOD.get(name) or GOOD.get(kind, PLACES if kind is str else kind)
         value = draw(st.sampled_from(BAD)) if draw(st.integers(0, 5)) == 0 else draw(st.sampled_from(good))
         if kind is bool:
             argv.append(draw(st.sampled_from([f"--{name}", f"--{name}", f"--no-{name}"])) + (f"={value}" if value else ""))

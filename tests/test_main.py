@@ -265,7 +265,10 @@ def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
     ("HopperBulletEnv-v0", ["unknown argument 'HopperBulletEnv-v0'"]),
     ("--save_model=yes", ["--save_model", "'yes'"]),
     ("--recurrent --core rnn", ["--core", "invalid choice: 'rnn'", "lstm", "gru"]),
-    ("--observe half", ["--observe", "'half'", "full", "positions", "velocities"]),
+    ("--observe half", ["--observe 'half'", "full, positions or velocities, nor indices such as 0-4,7"]),
+    ("--observe 0-", ["--observe '0-'", "indices such as 0-4,7"]),
+    ("--env Pendulum-v1 --observe 1,3", ["--observe 1,3: the observation has the entries 0 to 2"]),
+    ("--env Pendulum-v1 --env_kwargs g=1 x", ["--env_kwargs 'x': give each argument once, as key=value"]),
     ("--recurrent --seq_len all", ["--seq_len", "'all'", "whole number of at least 1", "or 'full'"]),
     ("--recurrent --seq_len full --burn_in 8", ["--burn_in 8 with --seq_len full", "add --burn_in 0"]),
     ("--policy A2C --recurrent --burn_in 8", ["--burn_in 8 with --seq_len full", "--seq_len with a number"]),
@@ -778,6 +781,18 @@ def test_name_says_what_was_run():
         assert part in name
     assert name_of([]) == "HopperBulletEnv-v0_TD3_ff_seed=0" and name_of(["--recurrent"]) == "HopperBulletEnv-v0_TD3_lstm_seed=0"
     assert name_of(["--recurrent_critic", "--core", "gru"]) == "HopperBulletEnv-v0_TD3_critic_gru_seed=0"
+
+
+def test_arguments_of_the_environment_are_part_of_the_run(tmp_path, capsys):
+    """Of its name, whatever their order, its flags and its model, which is tested with them."""
+    path = run(tmp_path, [*tiny("TD3"), "--max_timesteps", "20", "--save_model", "--env_kwargs", "g=0.0"])
+    assert "_env_kwargs=g=0.0_" in path and json.load(open(path + ".json"))["config"]["env_kwargs"] == "g=0.0"
+    main.main(["--test", "--load_model", path + ".last.pt"])
+    returned = capsys.readouterr().out.splitlines()[-1]
+    main.main(["--test", "--load_model", path + ".last.pt", "--env_kwargs", "g=10.0"])
+    assert capsys.readouterr().out.splitlines()[-1] != returned
+    words = [["--env_kwargs", "b=1", "a=2"], ["--env_kwargs=a=2 b=1"], ["--env_kwargs", "a=2  b=1"]]
+    assert {name_of(given) for given in words} == {"HopperBulletEnv-v0_TD3_ff_env_kwargs=a=2,b=1_seed=0"}
 
 
 def test_name_is_one_that_every_system_takes():
