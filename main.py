@@ -17,6 +17,7 @@ from support import console
 if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
 
+import collections
 import contextlib
 import glob
 import math
@@ -123,6 +124,8 @@ class Interaction:
         self.row = history_row(self.state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
         self.hidden = np.zeros((cfg.num_envs, agent.hidden_dim), np.float32)
         self.acted_from = self.hidden                                  # the memory before the last action, for the logger
+        self.total = np.zeros(cfg.num_envs)                            # rewards of the running episodes so far
+        self.returns = collections.deque(maxlen=10)                    # of the last episodes that have ended
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -133,8 +136,11 @@ class Interaction:
             if done.any():                                             # they reset themselves: next_state is a first one
                 last_state = next_state.copy()
                 last_state[done] = np.stack(info["final_obs"][done])
+            self.total += reward
+            self.returns.extend(self.total[done])
             self.buffer.add(self.state, action, reward, last_state, terminated, truncated, self.hidden, next_hidden)
 
+            self.total[done] = 0
             keep = 1 - done[:, None]                                   # a new episode starts from an empty memory
             self.acted_from = self.hidden
             self.state, self.hidden = next_state, next_hidden * keep.astype(np.float32)
@@ -144,7 +150,8 @@ class Interaction:
 
     def save(self):
         """For a checkpoint."""
-        return {"environments": [env.save() for env in self.envs.envs],
+        return {"environments": [env.save() for env in self.envs.envs], "returns": [float(x) for x in self.returns],
+                "total": torch.from_numpy(self.total),
                 **{name: torch.from_numpy(getattr(self, name)) for name in ("state", "row", "hidden")}}
 
     def restore(self, saved, step):
@@ -152,6 +159,9 @@ class Interaction:
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
+        if "total" in saved:                                           # else it was written by an earlier version
+            self.total = saved["total"].numpy()
+            self.returns.extend(saved["returns"])
         if not all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]):
             raise CannotResume(f"an episode of {self.env_id} does not repeat itself, so the run cannot go on where it was")
 
@@ -159,6 +169,7 @@ class Interaction:
 class Updates:
     """The steps of an agent that learns from recorded episodes: a step is an update, and no environment is stepped."""
     envs = acted_from = None                                           # which Interaction has
+    returns = ()
 
     def __init__(self, agent, buffer, cfg):
         self.agent, self.cfg, self.step = agent, cfg, 0
@@ -181,6 +192,15 @@ class Updates:
             raise CannotResume(f"the data set {self.cfg.dataset} is not the one that the run was started with")
 
 
+def amount(size):
+    """A number of bytes in words."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 class Diverged(Exception):
     """Training has led to numbers that are not finite. Argument: these, by name."""
 
@@ -194,13 +214,13 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     size = data.rows(episodes) if offline else agent.buffer_size()
     kind = agent.buffer_class
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.stored_precision)
-    print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full" +
+    print(f"buffer: {size:,} rows, {amount(needed)} of RAM when full" +
           (", and as much of the device's memory at once" if run.buffer_on_device else ""), flush=True)
     try:
         buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.num_envs, run.seed, run.device,
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
-        fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
+        fail(f"a buffer of {amount(needed)} does not fit in memory; choose a smaller --memory_size or --core_size")
     config = {**asdict(run), **asdict(cfg)}
     results = Results(run, run_name(run, cfg, algorithm), config)
     path = results.path
@@ -216,10 +236,10 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
             print(f"data set {cfg.dataset}: {', '.join(f'{k} {v:,}' for k, v in results.info['data'].items())}", flush=True)
         steps = Updates(agent, buffer, cfg) if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed, run.env)
         checkpoints = Checkpoints(path, None if offline else buffer)
-        logger = Logger(path, run, config, agent, buffer, lambda: steps.acted_from) if run.tensorboard or run.wandb else None
+        logger = Logger(path, run, config, agent, buffer, steps) if run.tensorboard or run.wandb else None
         staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
         kept = Models(path, agent, config) if run.save_model else None
-        progress = Progress(cfg.max_timesteps, unit)
+        progress = Progress(-(-cfg.max_timesteps // cfg.num_envs) * cfg.num_envs, unit, steps)
         # The logger comes first: W&B may refuse it, and nothing is touched then. Results begin by removing old files
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
         saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)

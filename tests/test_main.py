@@ -989,10 +989,11 @@ def test_output_to_a_file_is_lines(tmp_path):
     text = (tmp_path / "out").read_bytes().decode()
     assert "\r" not in text and "\x1b" not in text and "%|" not in text and "nan" not in text
     lines = text.splitlines()
-    assert re.fullmatch(r"buffer: [\d,]+ rows, [\d.]+ GB of RAM when full", lines[0])
+    assert re.fullmatch(r"buffer: [\d,]+ rows, \d+ kB of RAM when full", lines[0])
     assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[1])
     for line, step in zip(lines[2:5], (100, 200, 240), strict=True):
-        assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, \d+ steps/s, [\d.]+ min left", line)
+        assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, in training -?[\d.]+, [\d.]+ steps/s, "
+                            r"[\d.]+ min left", line)
     assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[5]) and len(lines) == 6
 
 
@@ -1009,7 +1010,9 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path):
             break
     os.close(master)
     assert process.wait(timeout=60) == 0
-    assert "\r" in text and "%|" in text and "/240 [" in text and "step/s" in text and "return -" in text
+    assert "\r" in text and "%|" in text and "/240 [" in text and "return -" in text
+    assert re.search(r"100%\|[^\r]*\| 240/240 \[\d\d:\d\d, return -[\d.]+, in training -[\d.]+, [\d.]+ steps/s, 0\.0 min left",
+                     text)
     assert not re.search(r"step \d+ of 240", text)
 
 
@@ -1038,11 +1041,37 @@ def test_time_left_counts_from_the_first_update(clock, tmp_path, capsys, monkeyp
     monkeypatch.setattr(cls, "train", slow_train)
     path = run(tmp_path, [*tiny("TD3"), "--eval_freq", "40"])          # an update every 4 steps
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert [line.partition(", ")[2] for line in lines] == ["", ""] + [f"4 steps/s, {(240 - step) / 4 / 60:.1f} min left"
-                                                                      for step in (80, 120, 160, 200, 240)]
+    paces = [re.findall(r"([\d.]+) steps/s, ([\d.]+) min left", line) for line in lines]
+    assert paces[:2] == [[], []]
+    for step, (pace,) in zip((80, 120, 160, 200, 240), paces[2:], strict=True):
+        assert float(pace[0]) == pytest.approx(4, abs=0.4) and pace[1] == f"{(240 - step) / 4 / 60:.1f}"
     with open(path + ".csv") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] > 50 * 3600
+
+
+def test_the_return_of_training_episodes_is_shown(tmp_path, capsys, monkeypatch):
+    """The mean over the last ten that have ended, in whichever environment."""
+    totals, ended = np.zeros(3), []
+
+    class Recorder(Buffer):
+        def add(self, state, action, reward, next_state, terminated, truncated, *hidden):
+            totals[:] += reward
+            for env in np.flatnonzero(terminated | truncated):
+                ended.append(float(totals[env]))
+                totals[env] = 0
+            super().add(state, action, reward, next_state, terminated, truncated, *hidden)
+    monkeypatch.setattr(importlib.import_module("PPO").PPO, "buffer_class", Recorder)
+    run(tmp_path, [*tiny("PPO", "CartPole-v1"), "--num_envs", "3", "--max_timesteps", "1000"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 0 of 1,002: ") and "in training" not in lines[0]
+    assert len(ended) > 12 and lines[-1].startswith("step 1,002 of 1,002: ")
+    assert f", in training {np.mean(ended[-10:]):.1f}, " in lines[-1]
+
+
+@pytest.mark.parametrize("size,words", [(0, "0 bytes"), (999, "999 bytes"), (51_234, "51 kB"), (4e6, "4 MB"), (2.14e9, "2.1 GB")])
+def test_sizes_are_said_in_a_unit_that_suits(size, words):
+    assert main.amount(size) == words
 
 
 def test_a_clock_that_stands_still(clock, tmp_path, capsys):
