@@ -56,7 +56,7 @@ def command_lines(draw):
         own["env"] = draw(st.sampled_from(ENVS + NO_ENV))
     argv = [f"--policy={policy}", *(f"--{name}={value}" for name, value in own.items())]
     memory = draw(st.sampled_from([[], ["--recurrent"], ["--recurrent_actor"], ["--recurrent_critic"]]))
-    argv += memory + (["--core_size=3"] if memory else [])
+    argv += memory + (["--core_size=3", *(["--seq_len=4"] if policy == "PPO" else [])] if memory else [])
     flags = {name: kind for name, kind, *_ in all_flags(policy)}
     for _ in range(draw(st.integers(0, 5))):
         name = draw(st.sampled_from(sorted(flags)))
@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
         record("FuzzSwing-v0", "test/swing-v0", episodes=5, length=7)
         for policy in POLICIES:
             own = dict(env="FuzzSwing-v0", max_timesteps=10, eval_episodes=1, hidden_size=4, core_size=3) | OWN[policy]
-            main.main([f"--policy={policy}", "--recurrent", "--save_model", f"--results_dir={here / policy}",
+            main.main([f"--policy={policy}", "--recurrent", "--seq_len=4", "--save_model", f"--results_dir={here / policy}",
                        *(f"--{name}={value}" for name, value in own.items())])
             model, = here.glob(f"{policy}/*.best.pt")
             shutil.copy(model, here / f"{policy}.pt")

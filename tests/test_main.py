@@ -279,6 +279,9 @@ def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
     ("--policy PPO --recurrent --stored_precision float16", ["--stored_precision float16 is of no use to PPO", "rollout"]),
     ("--policy A2C --recurrent --hidden_refresh", ["--hidden_refresh is of no use to A2C", "forgotten"]),
     ("--policy A2C --recurrent --seq_len 16 --burn_in 2", ["--burn_in with --seq_len 16", "rollout of 16 steps", "smaller"]),
+    ("--policy PPO --recurrent --seq_len 300", ["--seq_len 300 is more than a rollout of --rollout_steps 256"]),
+    ("--policy A2C --recurrent --seq_len 17", ["--seq_len 17 is more than a rollout of --rollout_steps 16"]),
+    ("--policy PPO --rollout_steps 31", ["--batch_size 256 is more than a rollout of 8 x 31 steps", "smaller --batch_size"]),
     ("--hidden_size 9 --hidden_layers 0", ["--hidden_size is of no use with --hidden_layers 0"]),
     ("--policy A2C --env CartPole-v1 --init_log_std 1", ["--init_log_std is of a Gaussian policy", "CartPole-v1 has discrete"]),
     ("--record=", ["--record ''", "such as hopper/td3-v0"]),
@@ -354,6 +357,15 @@ def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
         refused(*tiny("TD3"), says=["buffer", "does not fit in memory", "smaller --memory_size"])
     monkeypatch.setattr(importlib.import_module("TD3"), "Actor", no_memory)
     refused(*tiny("TD3"), says=["networks do not fit in memory", "smaller --hidden_size"])
+
+
+@pytest.mark.parametrize("words", ["--rollout_steps 32", "--recurrent --rollout_steps 32", "--recurrent --seq_len full",
+                                   "--test --recurrent --seq_len 300", "--test --batch_size 9999"])
+def test_sizes_that_a_rollout_holds(words, monkeypatch):
+    """As many steps as it has; and a test has no rollout."""
+    monkeypatch.setattr(export, "load_model", lambda path: dict(config={"policy": "PPO"}, step=1, agent={}))
+    monkeypatch.setattr("flags.check_size", lambda *_: None)
+    parse([*(["--load_model", "x"] if "--test" in words else ["--policy", "PPO"]), *words.split()])
 
 
 def test_random_command_lines(capsys):
