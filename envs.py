@@ -63,8 +63,9 @@ KEEP = {
 NOT_ITS_OWN = ("id", "max_episode_steps", "disable_env_checker", "render_mode")     # arguments of gym.make
 
 
-# What registers its ids only when it is imported: a part of the id, the module, the package that brings it
-REGISTERED_BY = [("Bullet", "pybullet_envs_gymnasium", "pybullet-envs-gymnasium"), ("popgym-", "popgym", "popgym")]
+# What registers its ids only when it is imported: a part of the id, the modules, the packages that bring them
+REGISTERED_BY = [("Bullet", ("pybullet", "pybullet_envs_gymnasium"), "pybullet pybullet-envs-gymnasium"),
+                 ("popgym-", ("popgym",), "popgym")]
 DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
 LARGEST = np.finfo(np.float32).max                                     # what an agent reads is kept as float32
 NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)
@@ -404,13 +405,14 @@ def register(env_id):
             if error.name not in (module, module.split(".")[0]):       # one that the module itself lacks
                 raise
             raise ImportError(f"there is no module '{module}', neither in {os.getcwd()} nor installed") from None
-    for part, known, package in [] if module else REGISTERED_BY:
+    for part, modules, packages in [] if module else REGISTERED_BY:
         if part in name:
             try:
                 with quiet():
-                    importlib.import_module(known)
+                    for known in modules:
+                        importlib.import_module(known)
             except ModuleNotFoundError:
-                raise ImportError(f"it needs a package; pip install {package}") from None
+                raise ImportError(f"it is not installed; pip install {packages}") from None
 
 
 def for_agent(env, env_id, observation):

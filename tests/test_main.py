@@ -19,6 +19,7 @@ import time
 import typing
 from dataclasses import fields
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import test_envs  # noqa: F401  (registers toy environments)
@@ -737,7 +738,7 @@ def test_an_environment_without_a_time_limit(tmp_path, capsys):
 
 
 def test_without_pybullet(tmp_path, refused, monkeypatch):
-    """What does not need it runs, and the versions of what is there are listed."""
+    """What needs it says what to install, and what does not runs. The versions of what is there are listed."""
     version = output.importlib.metadata.version
 
     def installed(package):
@@ -745,12 +746,13 @@ def test_without_pybullet(tmp_path, refused, monkeypatch):
             raise output.importlib.metadata.PackageNotFoundError(package)
         return version(package)
     monkeypatch.setattr(output.importlib.metadata, "version", installed)
-    for module in ("pybullet", "pybullet_envs_gymnasium"):
+    for module in ("pybullet_envs_gymnasium", "pybullet"):             # without the first alone, and without both
         monkeypatch.setitem(sys.modules, module, None)
+        refused(*tiny("TD3", "HopperBulletEnv-v0"), says=["HopperBulletEnv-v0 cannot be made: it is not installed; pip install "
+                                                          "pybullet pybullet-envs-gymnasium"])
     path = run(tmp_path / "runs", [*tiny("TD3", "Cue10-v0"), "--max_timesteps", "20"])
     versions = json.load(open(path + ".json"))["versions"]
     assert {"torch", "numpy", "gymnasium", "python", "machine"} <= set(versions) and not any("pybullet" in k for k in versions)
-    refused(*tiny("TD3", "HopperBulletEnv-v0"), says=["HopperBulletEnv-v0 cannot be made", "pip install pybullet-envs-gymnasium"])
     refused(*tiny("TD3", "Cue11-v0"), says=["unknown environment 'Cue11-v0'; did you mean Cue10-v0"])
 
 
@@ -810,6 +812,14 @@ def test_arguments_of_the_environment_are_part_of_the_run(tmp_path, capsys):
 def test_name_is_one_that_every_system_takes():
     assert name_of(["--env", "my_envs.arm:ns/Arm-v0"]).startswith("my_envs.arm-ns-Arm-v0_TD3_ff_seed=")
     assert not set('<>:"/\\|?*') & set(name_of(["--policy", "BCQ", "--dataset", 'a<>:"/\\|?*b-v0']))
+
+
+def test_every_file_of_a_run_has_such_a_name(tmp_path):
+    gym.register("ns/Counter-v0", lambda length, note: test_envs.Counter(length=length))
+    main.main([*tiny("TD3", "test_envs:ns/Counter-v0", *RECURRENT), "--env_kwargs", "length=6", "note='a|b'", "--save_model",
+               "--staleness", "--tensorboard", "--results_dir", str(tmp_path)])
+    names = [name for _, folders, files in os.walk(tmp_path) for name in folders + files]
+    assert len(names) >= 8 and not set('<>:"\\|?*') & {*"".join(names)}
 
 
 def test_every_run_has_a_name_of_its_own_that_fits():
