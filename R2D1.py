@@ -61,6 +61,7 @@ class HyperParameters(MemoryFlags):
     # What --recurrent changes
     recurrent_defaults = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
     # Flags of memory that are refused, and why
+    one_network = True
     unused = {"critic_hidden": "its one network has one memory"}
 
     @classmethod

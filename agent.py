@@ -48,6 +48,7 @@ class MemoryFlags:
     critic_hidden: Literal["own", "actor", "zero"] = flag(
         "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
     recurrent_defaults = {}                 # what --recurrent changes of an algorithm's defaults
+    one_network = False                     # True: actor and critic are one, so that both have a memory or neither
     unused = {}                             # flags of memory that could do nothing in an algorithm, and why
 
     @classmethod
@@ -71,6 +72,14 @@ class MemoryFlags:
         for name, why in cls.unused.items():
             refuse(config[name] != defaults[name],
                    f"--{name if config[name] is True else f'{name} {config[name]}'} is of no use to {config['policy']}: {why}")
+        if "rollout_steps" in config and not config["test"]:           # a test draws no windows
+            rollout, batch = config["rollout_steps"], config.get("batch_size", 0)
+            refuse(seq_len != "full" and seq_len > rollout,
+                   f"--seq_len {seq_len} is more than a rollout of --rollout_steps {rollout} has; choose a smaller --seq_len or "
+                   "a larger --rollout_steps")
+            refuse(batch > rollout * config["num_envs"],
+                   f"--batch_size {batch} is more than a rollout of {config['num_envs']} x {rollout} steps; choose a smaller "
+                   "--batch_size, or larger --rollout_steps or --num_envs")
         refuse(config["burn_in"] and seq_len == "full",
                f"--burn_in {config['burn_in']} with --seq_len full: such windows are not burned in; add --burn_in 0, or "
                "--seq_len with a number of steps")

@@ -3,6 +3,7 @@
 Partial observability (they combine, in this order; all noise comes from the environment's own seeded generator):
 
     --observe positions|velocities   keep only these entries of the observation, see KEEP
+    --observe 0-4,7                  or those with these indices
     --obs_noise SIGMA                add Gaussian noise
     --sensor_dropout P               each entry is zero with probability P
     --flicker P                      the whole observation is zero with probability P
@@ -19,6 +20,7 @@ both alike.
 An id may name the module that registers it, MODULE:ID. The module is looked for in the current folder, too. What an
 environment returns is checked at every step (Checked): a run ends with one line at the first thing that cannot be used.
 """
+import ast
 import collections
 import contextlib
 import ctypes
@@ -52,11 +54,18 @@ KEEP = {
     "InvertedPendulumSwingupBulletEnv-v0": ([0, 2, 3], [1, 4]),
     "InvertedDoublePendulumBulletEnv-v0": ([0, 2, 3, 4, 6, 7], [1, 5, 8]),
     "ReacherBulletEnv-v0": ([0, 1, 2, 3, 4, 5, 7], []),
+    # MuJoCo's, by Gymnasium's documentation: of joints and torso. Inertia, bodies' velocities and forces, which the ant's and the
+    # humanoid's observation has besides, are in neither
+    "InvertedPendulum-v5": ([0, 1], [2, 3]),
+    **{env_id: ([*range(split)], [*range(split, end)]) for env_id, split, end in (
+        ("Hopper-v5", 5, 11), ("Walker2d-v5", 8, 17), ("HalfCheetah-v5", 8, 17), ("Ant-v5", 13, 27), ("Humanoid-v5", 22, 45))},
 }
+NOT_ITS_OWN = ("id", "max_episode_steps", "disable_env_checker", "render_mode")     # arguments of gym.make
 
 
-# What registers its ids only when it is imported: a part of the id, the module, the package that brings it
-REGISTERED_BY = [("Bullet", "pybullet_envs_gymnasium", "pybullet-envs-gymnasium"), ("popgym-", "popgym", "popgym")]
+# What registers its ids only when it is imported: a part of the id, the modules, the packages that bring them
+REGISTERED_BY = [("Bullet", ("pybullet", "pybullet_envs_gymnasium"), "pybullet pybullet-envs-gymnasium"),
+                 ("popgym-", ("popgym",), "popgym")]
 DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
 LARGEST = np.finfo(np.float32).max                                     # what an agent reads is kept as float32
 NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)
@@ -188,17 +197,45 @@ class Checked(gym.Wrapper):
         return Faulty(f"{self.unwrapped.spec.id}: {what}, {when}")
 
 
+def entries(text, size):
+    """The indices that a text such as 0-4,7 names, of an observation of that size. Raises ValueError if it has none of them."""
+    parts = [[int(number) for number in part.split("-")] for part in text.split(",")]
+    wrong = [part for part in parts if not part[0] <= part[-1] < size]
+    kept = [i for part in parts if not wrong for i in range(part[0], part[-1] + 1)]
+    if wrong or len(set(kept)) < len(kept):
+        raise ValueError(f"--observe {text}: the observation has the entries 0 to {size - 1}; give each once, ranges upwards")
+    return np.array(kept)
+
+
+def keywords(text):
+    """The arguments that --env_kwargs "key=value key=value" names. Raises ValueError on what is none."""
+    arguments = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        if not name.isidentifier() or not value or name in arguments:
+            raise ValueError(f"--env_kwargs '{word}': give each argument once, as key=value, such as frame_skip=2")
+        if name in NOT_ITS_OWN:
+            raise ValueError(f"--env_kwargs '{word}': this is no argument of an environment's own; there is --max_episode_steps")
+        try:
+            arguments[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a text
+            arguments[name] = value
+    return arguments
+
+
 class PartialObservation(gym.ObservationWrapper):
     """Keeps some entries of the observation and disturbs them, see the module docstring. Raises ValueError on bad input."""
 
     def __init__(self, env, env_id, observe="full", flicker=0.0, obs_noise=0.0, sensor_dropout=0.0):
         super().__init__(env)
         self.keep = np.arange(env.observation_space.shape[0])
-        if observe != "full":
+        if observe not in ("full", "positions", "velocities"):
+            self.keep = entries(observe, len(self.keep))
+        elif observe != "full":
             env_id = env_id.rpartition(":")[2]                         # without its module
             if env_id not in KEEP:
-                raise ValueError(f"--observe {observe}: no mask is known for {env_id}, only for {', '.join(KEEP)}; "
-                                 "add a line to KEEP in envs.py")
+                raise ValueError(f"--observe {observe}: no mask is known for {env_id}, only for {', '.join(KEEP)}; give indices "
+                                 "such as 0-4,7, or add a line to KEEP in envs.py")
             self.keep = np.array(KEEP[env_id][observe == "velocities"], int)
             if len(self.keep) == 0:
                 raise ValueError(f"--observe {observe}: {env_id} has no such entries; use --observe positions or full")
@@ -368,13 +405,14 @@ def register(env_id):
             if error.name not in (module, module.split(".")[0]):       # one that the module itself lacks
                 raise
             raise ImportError(f"there is no module '{module}', neither in {os.getcwd()} nor installed") from None
-    for part, known, package in [] if module else REGISTERED_BY:
+    for part, modules, packages in [] if module else REGISTERED_BY:
         if part in name:
             try:
                 with quiet():
-                    importlib.import_module(known)
+                    for known in modules:
+                        importlib.import_module(known)
             except ModuleNotFoundError:
-                raise ImportError(f"it needs a package; pip install {package}") from None
+                raise ImportError(f"it is not installed; pip install {packages}") from None
 
 
 def for_agent(env, env_id, observation):
@@ -399,7 +437,7 @@ def for_agent(env, env_id, observation):
     return PartialObservation(env, env_id, **observation)
 
 
-def make_env(env_id, wrap=None, render=False, max_episode_steps=0, **observation):
+def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs="", **observation):
     """One environment, ready for an agent: actions in [-1, 1] or one-hot, observations (state_dim,) float32.
 
     It has been reset and taken a step, so that one that cannot be used is found here.
@@ -408,12 +446,14 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, **observation
         wrap: a wrapper around the environment itself, within those made here: it sees its own actions and observations
         render: be able to give pictures of itself
         max_episode_steps: where an episode is truncated, in place of the environment's own limit; 0: there
+        env_kwargs: its own arguments, see keywords
         observation: observe, flicker, obs_noise, sensor_dropout
     Raises:
         ValueError: one line that says what cannot be used and what can
     """
     module, colon, name = env_id.rpartition(":")
     cannot = f"--video: {env_id} cannot be drawn, which takes the render mode rgb_array" if render else f"{env_id} cannot be made"
+    arguments = keywords(env_kwargs)
     try:
         register(env_id)
         bullet = "pybullet" in str(getattr(gym.registry.get(name), "entry_point", ""))
@@ -421,7 +461,8 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, **observation
         with hushed(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="gymnasium.envs.registration")    # what it says is said below, in one line
             env = Checked(gym.make(env_id, max_episode_steps=max_episode_steps or None, disable_env_checker=True,
-                                   **{"render_mode": "rgb_array"} if render else {}))
+                                   **arguments, **{"render_mode": "rgb_array"} if render else {}))
+            usual = gym.make(env_id, disable_env_checker=True) if arguments and name in KEEP else env
     except Exception as error:                                         # its own code may raise anything
         if not isinstance(error, gym.error.Error) or name in gym.registry:
             raise ValueError(f"{cannot}: {one_line(error)}{where(error)}") from None
@@ -430,6 +471,9 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, **observation
         near = [module + colon + other for other in difflib.get_close_matches(name, list(gym.registry), 3, 0.4)]
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None
+    if usual.observation_space != env.observation_space and observation.get("observe") in ("positions", "velocities"):
+        raise ValueError(f"--observe {observation['observe']}: with --env_kwargs {env_kwargs} {env_id} has another observation; "
+                         "give indices such as 0-4,7")
     made = for_agent(env, env_id, observation)
     try:
         with hushed():

@@ -10,7 +10,9 @@ import importlib
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 import typing
 import zlib
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -18,7 +20,7 @@ from types import SimpleNamespace
 
 import torch
 
-from agent import flag
+from agent import MemoryFlags, flag
 from cores import make_core
 from support import models as export
 from support.system import Parser, fail, optional
@@ -31,6 +33,7 @@ ONE_VALUE = "a flag takes one value; sweep.py does the runs of several"
 # What flags are called in other programs
 ELSEWHERE = dict(
     policy="algo algorithm agent", env="env_id env_name task gym_id environment", device="gpu cuda", observe="obs_mask mask",
+    env_kwargs="env_args make_kwargs",
     lr="learning_rate step_size", discount="gamma", tau="polyak target_smoothing", core="rnn rnn_type cell cell_type",
     core_size="lstm_size lstm_hidden_size lstm_hidden_dim gru_size rnn_size rnn_hidden_size rnn_hidden_dim",
     hidden_size="net_arch hidden_dim units", seq_len="sequence_length bptt", max_timesteps="total_timesteps total_steps steps",
@@ -50,7 +53,8 @@ class RunFlags:
     seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
     eval_freq: int = measuring(5_000, "steps between evaluations")
     eval_episodes: int = measuring(10, "episodes of an evaluation")
-    observe: typing.Literal["full", "positions", "velocities"] = flag("full", "which part of the observation the agent sees")
+    env_kwargs: str = flag("", "arguments that the environment is made with: KEY=VALUE, or several of them")
+    observe: str = flag("full", "what the agent sees of the observation: full, positions, velocities, or indices such as 0-4,7")
     max_episode_steps: int = flag(0, "truncate episodes, in training and evaluation, after so many steps; 0: where the "
                                      "environment does", low=0)
     flicker: float = flag(0.0, "probability that the whole observation is zero", high=1)
@@ -67,9 +71,11 @@ class RunFlags:
     log_freq: int = handling(1_000, "steps between the entries of --tensorboard and --wandb, besides evaluations")
     overwrite: bool = handling(False, "replace the results of an earlier run of the same name")
     checkpoint_freq: int = handling(20_000, "steps between checkpoints, kept until the run has finished; 0: none", low=0)
-    resume: bool = handling(False, "go on from the last checkpoint of an interrupted run of the same flags; if none, start it")
+    keep_checkpoint: bool = handling(False, "keep one of the last step, so that the run can be made longer")
+    resume: bool = handling(False, "go on from the last checkpoint of a run of the same flags; if none, start it. With a larger "
+                                   "--max_timesteps: make a run longer")
     save_model: bool = handling(False, "save the last and the best model beside the results")
-    load_model: str = flag("", "model file, or folder of --export, to start from, or to test")
+    load_model: str = flag("", "model file, or folder of --export, to train on from, or to test; it brings its flags")
     test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
     explore: bool = handling(False, "with --test: act with exploration, as in training")
     video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
@@ -77,6 +83,14 @@ class RunFlags:
     record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
+GROUPS = dict(                                                         # of --help; learning: all others
+    task="policy env env_kwargs observe flicker obs_noise sensor_dropout max_episode_steps max_timesteps seed".split(),
+    memory=["recurrent", *(f.name for f in fields(MemoryFlags))],
+    learning=[],
+    evaluation="eval_freq eval_episodes test explore video export".split(),
+    files="results_dir save_model load_model checkpoint_freq keep_checkpoint resume overwrite record".split(),
+    logging="tensorboard wandb log_freq staleness".split())
+ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
@@ -89,18 +103,59 @@ def whole_number(text):
     return int(value)
 
 
-def add_flags(parser, cls, defaults):
+class Words(argparse.Action):
+    """Several words as one text, in an order of their own: the same arguments are the same run."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, " ".join(sorted(" ".join(values).split())))
+
+
+def add_flags(parser, cls):
     """One flag per field of a dataclass. Defaults stay out of the parser: only what the user gave is in its result."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
-        hint, default = hints[f.name], defaults[f.name]
-        options = dict(default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{default}]".replace("%", "%%"))
-        if hint is bool:
+        hint, options = hints[f.name], dict(default=argparse.SUPPRESS)
+        if f.name == "env_kwargs":
+            parser.add_argument(f"--{f.name}", nargs="+", action=Words, **options)
+        elif hint is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(hint) is typing.Literal:
             parser.add_argument(f"--{f.name}", choices=typing.get_args(hint), **options)
         else:
-            parser.add_argument(f"--{f.name}", type=convert(hint, f), metavar="X", **options)
+            parser.add_argument(f"--{f.name}", type=convert(hint, f), **options)
+
+
+def show_help(algorithm, config):
+    """Print the flags of an algorithm with the values that a run would have, `config`. Those that it refuses are left out."""
+    cls = algorithm.HyperParameters
+    known = {f.name: (f, typing.get_type_hints(owner)[f.name]) for owner in (cls, RunFlags) for f in fields(owner)}
+    refused = {*cls.unused, *(["recurrent_actor", "recurrent_critic"] if cls.one_network else []),
+               *(["explore"] if algorithm.offline else [])}
+    recurrent, plain = config["recurrent_actor"] or config["recurrent_critic"], defaults_of(cls)
+
+    def line(name):
+        if name == "recurrent":
+            return "give actor and critic a memory, and other defaults to some flags"
+        f, hint = known[name]
+        text, value = f.metadata["help"], config[name]
+        if typing.get_origin(hint) is typing.Literal:
+            text += f"; one of {', '.join(typing.get_args(hint))}"
+        values = [str(value)] if value not in (None, "", False) or type(value) in (int, float) else []
+        values += [f"--no-{name} turns it off"] if value is True else []
+        if name in cls.recurrent_defaults:
+            values.append(f"without --recurrent: {plain[name]}" if recurrent else
+                          f"with --recurrent: {cls.recurrent_defaults[name]}")
+        return text + (f" [{'; '.join(values)}]" if values else "")
+
+    width = min(130, max(100, shutil.get_terminal_size().columns))
+    about = sys.modules[algorithm.__module__].__doc__
+    print(about.splitlines()[0], *re.findall("^Run: .*", about, re.MULTILINE), sep="\n")
+    for group, names in GROUPS.items():
+        print(f"\n{group}")
+        others = [name for name in known if not any(name in names for names in GROUPS.values())]
+        for name in [name for name in names or others if name in known or name == "recurrent"]:
+            if name not in refused:
+                print(textwrap.fill(f"  --{name:<20} {line(name)}", width, subsequent_indent=" " * 25))
 
 
 def convert(hint, f):
@@ -169,10 +224,16 @@ def defaults_of(cls):
     return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
+def as_word(name, value):
+    """A flag as it is given on the command line."""
+    return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name}={value}"
+
+
 def parse(argv):
     """Command line -> run flags, hyper-parameters, the class of its agent, and the flags that the user gave."""
     first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--policy", default="TD3")
+    first.add_argument("--policy")
+    first.add_argument("-h", "--help", action="store_true")
     first.add_argument("--load_model", default="")
     first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)
@@ -184,18 +245,16 @@ def parse(argv):
             checkpoint = export.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
-    if early.test:                                                     # test as it was trained, unless told otherwise
-        saved = checkpoint["config"]
-        early.policy = str(saved.get("policy"))
-    algorithm = load_policy(early.policy)
+        saved = checkpoint["config"]                                   # as it was trained, unless told otherwise
+        if early.policy not in (None, saved.get("policy")):
+            fail(f"--policy {early.policy}: '{early.load_model}' is a model of {saved.get('policy')}; leave --policy out")
+    algorithm = load_policy(str(saved.get("policy")) if checkpoint else early.policy or RunFlags.policy)
 
-    parser = Parser(description=sys.modules[algorithm.__module__].__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS,
-                        help="recurrent actor and critic; changes the defaults of " +
-                             ", ".join(f"{k} to {v}" for k, v in algorithm.HyperParameters.recurrent_defaults.items()))
-    add_flags(parser.add_argument_group("run"), RunFlags, defaults_of(RunFlags))
-    add_flags(parser.add_argument_group(algorithm.__name__), algorithm.HyperParameters, defaults_of(algorithm.HyperParameters))
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
+    parser.add_argument("--recurrent", action="store_true", default=argparse.SUPPRESS)
+    add_flags(parser, RunFlags)
+    add_flags(parser, algorithm.HyperParameters)
     given, unknown = parser.parse_known_args(argv)
     given = vars(given)
     for word in unknown:
@@ -212,14 +271,12 @@ def parse(argv):
     if ":" in env and "env" not in given:                              # to import it is to run its code, and a model is data
         fail(f"--load_model: '{early.load_model}' names the environment {env}, which would import the module "
              f"{env.split(':')[0]} and so run its code; if you trust it, add --env {env}")
-    if given.get("policy", early.policy) != early.policy:
-        fail(f"--policy {given['policy']}: '{early.load_model}' is a model of {early.policy}; leave --policy out to test it")
 
     config = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in {*HANDLING, "load_model"}}
-    words = [f"--{k}" if v is True else f"--no-{k}" if v is False else f"--{k}={v}" for k, v in saved.items()]
-    config.update(vars(parser.parse_args(words)))
+    saved = vars(parser.parse_args([as_word(k, v) for k, v in saved.items()]))
+    config.update(saved)
     if given.pop("recurrent", False):
         config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # without a baseline: no critic
     for name in ("recurrent_actor", "recurrent_critic"):
@@ -227,7 +284,14 @@ def parse(argv):
     if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
         config.update(algorithm.HyperParameters.recurrent_defaults)
     config.update(given)
+    if config.pop("help", False):
+        show_help(algorithm, config)
+        sys.exit(0)
     check(config, given, algorithm)
+    for name in ARCHITECTURE:
+        if config[name] != saved.get(name, config[name]):
+            fail(f"{as_word(name, config[name])}: '{early.load_model}' holds another architecture, of "
+                 f"{as_word(name, saved[name])}; leave it out, the flags it was trained with come with it")
     if checkpoint:
         check_size(config, given, early.load_model)
     run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
@@ -237,9 +301,9 @@ def parse(argv):
 
 def check_size(config, given, path):
     """Does a model ask for more than it can need? Exits with 2 and one line, before any memory or time is spent on it."""
-    episodes = config["eval_episodes"]
-    if config["test"] and "eval_episodes" not in given and episodes > 10_000:
-        fail(f"--load_model: '{path}' asks for {episodes} episodes of a test; if you want them, add --eval_episodes {episodes}")
+    for name, most in (("eval_episodes", 10_000), ("num_envs", 1_000)):
+        if name not in given and config.get(name, 0) > most:
+            fail(f"--load_model: '{path}' asks for --{name} {config[name]}; if you want as many, add this to the command")
     layers, size, flags = config["hidden_layers"], config["hidden_size"], SimpleNamespace(**config)
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     try:
@@ -296,8 +360,9 @@ def check(config, given, algorithm):
         fail("--dataset is trained from, and --test trains nothing; drop one of the two")
     if "record" in given and not config["record"]:
         fail("--record '' is no name of a data set; give one such as hopper/td3-v0")
-    if config["record"] and given.get("checkpoint_freq"):
-        fail("--checkpoint_freq is of no use with --record: a run that records cannot be resumed; leave it out")
+    for name in ("checkpoint_freq", "keep_checkpoint"):
+        if config["record"] and given.get(name):
+            fail(f"--{name} is of no use with --record: a run that records cannot be resumed; leave it out")
     if config["record"] and not config["test"]:
         if offline:
             fail(f"--record: {algorithm.__name__} trains without stepping the environment; record a saved model, with --test")
@@ -306,6 +371,8 @@ def check(config, given, algorithm):
     if config["staleness"] and not config["recurrent_critic"]:
         fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
              (" and --baseline" if not config.get("baseline", True) else ""))
+    if not re.fullmatch(r"full|positions|velocities|[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*", config["observe"]):
+        fail(f"--observe '{config['observe']}' is not full, positions or velocities, nor indices such as 0-4,7")
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
         if config.get(name) == 0:
             fail(f"--{name} 0 learns nothing; give a positive number")
@@ -330,11 +397,11 @@ def run_name(run, cfg, algorithm):
     if memory != "ff":
         defaults.update(algorithm.HyperParameters.recurrent_defaults)
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
-    other = [f"{k}={os.path.basename(os.path.normpath(v)) if k == 'load_model' else v}"
-             for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
+    brief = dict(load_model=os.path.basename(os.path.normpath(run.load_model)), env_kwargs=run.env_kwargs.replace(" ", ","))
+    other = [f"{k}={brief.get(k, v)}" for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
     name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # no system has these in a name
-    if len(name) > 200:                                                # a file's name ends at 255
-        name = f"{name[:190]}~{zlib.crc32(name.encode()):08x}"
+    if len(name.encode()) > 200:                                       # a file's name ends at 255
+        name = f"{name.encode()[:190].decode(errors='ignore')}~{zlib.crc32(name.encode()):08x}"
     return f"{name}_seed={run.seed}"
 
 

@@ -4,6 +4,7 @@
     python main.py --policy PPO --help                                    (the flags of PPO, with its defaults)
     python main.py --test --load_model results/RUN.best.pt                (run a saved policy; see it with --video FILE.gif)
     python main.py --test --load_model results/RUN.best.pt --export FOLDER    (pass it on; --load_model FOLDER reads it)
+    python main.py --load_model results/RUN.last.pt                       (train on from its weights, with its flags)
     python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see support/data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
@@ -16,13 +17,16 @@ from support import console
 if __name__ == "__main__":
     console.begin()                                                    # first: the imports that follow take seconds
 
+import collections
 import contextlib
+import glob
 import math
+import os
 import random
 import shlex
 import sys
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +40,7 @@ from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_ran
 from support.logger import Logger
 from support.models import Models, largest, load_checkpoint
 from support.progress import Progress
-from support.results import Results, commit, finished, mean_returns, versions
+from support.results import Results, commit, finished, mean_returns, read_info, versions
 from support.staleness import Staleness
 from support.system import Failed, Listeners, alone, fail, no_exit
 
@@ -120,6 +124,8 @@ class Interaction:
         self.row = history_row(self.state, np.zeros((cfg.num_envs, spec.action_dim)), np.zeros(cfg.num_envs), 0)
         self.hidden = np.zeros((cfg.num_envs, agent.hidden_dim), np.float32)
         self.acted_from = self.hidden                                  # the memory before the last action, for the logger
+        self.total = np.zeros(cfg.num_envs)                            # rewards of the running episodes so far
+        self.returns = collections.deque(maxlen=10)                    # of the last episodes that have ended
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -130,8 +136,11 @@ class Interaction:
             if done.any():                                             # they reset themselves: next_state is a first one
                 last_state = next_state.copy()
                 last_state[done] = np.stack(info["final_obs"][done])
+            self.total += reward
+            self.returns.extend(self.total[done])
             self.buffer.add(self.state, action, reward, last_state, terminated, truncated, self.hidden, next_hidden)
 
+            self.total[done] = 0
             keep = 1 - done[:, None]                                   # a new episode starts from an empty memory
             self.acted_from = self.hidden
             self.state, self.hidden = next_state, next_hidden * keep.astype(np.float32)
@@ -141,7 +150,8 @@ class Interaction:
 
     def save(self):
         """For a checkpoint."""
-        return {"environments": [env.save() for env in self.envs.envs],
+        return {"environments": [env.save() for env in self.envs.envs], "returns": [float(x) for x in self.returns],
+                "total": torch.from_numpy(self.total),
                 **{name: torch.from_numpy(getattr(self, name)) for name in ("state", "row", "hidden")}}
 
     def restore(self, saved, step):
@@ -149,6 +159,9 @@ class Interaction:
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
+        if "total" in saved:                                           # else it was written by an earlier version
+            self.total = saved["total"].numpy()
+            self.returns.extend(saved["returns"])
         if not all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]):
             raise CannotResume(f"an episode of {self.env_id} does not repeat itself, so the run cannot go on where it was")
 
@@ -156,6 +169,7 @@ class Interaction:
 class Updates:
     """The steps of an agent that learns from recorded episodes: a step is an update, and no environment is stepped."""
     envs = acted_from = None                                           # which Interaction has
+    returns = ()
 
     def __init__(self, agent, buffer, cfg):
         self.agent, self.cfg, self.step = agent, cfg, 0
@@ -178,6 +192,15 @@ class Updates:
             raise CannotResume(f"the data set {self.cfg.dataset} is not the one that the run was started with")
 
 
+def amount(size):
+    """A number of bytes in words."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 class Diverged(Exception):
     """Training has led to numbers that are not finite. Argument: these, by name."""
 
@@ -191,19 +214,20 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     size = data.rows(episodes) if offline else agent.buffer_size()
     kind = agent.buffer_class
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.stored_precision)
-    print(f"buffer: {size:,} rows, {needed / 1e9:.2f} GB of RAM when full" +
+    print(f"buffer: {size:,} rows, {amount(needed)} of RAM when full" +
           (", and as much of the device's memory at once" if run.buffer_on_device else ""), flush=True)
     try:
         buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.num_envs, run.seed, run.device,
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
-        fail(f"a buffer of {needed / 1e9:.1f} GB does not fit in memory; choose a smaller --memory_size or --core_size")
+        fail(f"a buffer of {amount(needed)} does not fit in memory; choose a smaller --memory_size or --core_size")
     config = {**asdict(run), **asdict(cfg)}
     results = Results(run, run_name(run, cfg, algorithm), config)
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):
         if run.resume and finished(path):
-            Checkpoints(path, None).remove()                           # if it was killed before it could
+            if not read_info(path)["config"].get("keep_checkpoint"):
+                Checkpoints(path, None).remove()                       # if it was killed before it could
             print(f"{path}.csv is there already: this run has finished")
             return trained(path)
         if offline:
@@ -212,10 +236,10 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
             print(f"data set {cfg.dataset}: {', '.join(f'{k} {v:,}' for k, v in results.info['data'].items())}", flush=True)
         steps = Updates(agent, buffer, cfg) if offline else Interaction(agent, envs, buffer, cfg, spec, run.seed, run.env)
         checkpoints = Checkpoints(path, None if offline else buffer)
-        logger = Logger(path, run, config, agent, buffer, lambda: steps.acted_from) if run.tensorboard or run.wandb else None
+        logger = Logger(path, run, config, agent, buffer, steps) if run.tensorboard or run.wandb else None
         staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
         kept = Models(path, agent, config) if run.save_model else None
-        progress = Progress(cfg.max_timesteps, unit)
+        progress = Progress(-(-cfg.max_timesteps // cfg.num_envs) * cfg.num_envs, unit, steps)
         # The logger comes first: W&B may refuse it, and nothing is touched then. Results begin by removing old files
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
         saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)
@@ -234,7 +258,8 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         if missing or not results.finish(staleness):
             raise Failed(f"the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
                          "room, then run the same command with --resume")
-        checkpoints.remove()
+        if not run.keep_checkpoint:
+            checkpoints.remove()
         print(f"{path}.csv written, best evaluation {results.best:.1f}")
         return trained(path)
 
@@ -249,7 +274,7 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
     """Go on from a checkpoint, if --resume finds one, or start anew. Returns the checkpoint, or None. Exits with 2 if it is of
     another run."""
     try:
-        saved = resume(checkpoints, config) if run.resume else None
+        saved = resume(checkpoints, run, agent, config) if run.resume else None
         if saved:
             set_state(agent, saved["agent"])
             set_state(buffer, saved["buffer"])
@@ -266,7 +291,7 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
             raise
         fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
              "--overwrite to start anew")
-    if run.checkpoint_freq:
+    if run.checkpoint_freq or run.keep_checkpoint:
         with checkpoints.if_possible():
             if run.record:
                 raise CannotResume("--record needs all of a run's episodes")
@@ -300,29 +325,62 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
                     raise Diverged(losses)
                 listeners.after_update(step, losses)
             listeners.stepped(step)
-            if due(run.eval_freq) or step >= cfg.max_timesteps:
+            if due(run.eval_freq):
                 evaluation()
-            keep = run.checkpoint_freq and checkpoints.possible and step < cfg.max_timesteps
-            if keep and (due(run.checkpoint_freq) or stop.signal):
+            last = step >= cfg.max_timesteps
+            keep = run.keep_checkpoint if last else run.checkpoint_freq and (due(run.checkpoint_freq) or stop.signal)
+            if keep and checkpoints.possible:
                 with checkpoints.if_possible():
                     checkpoints.save_run(agent, buffer, steps, listeners, {**asdict(run), **asdict(cfg)}, config)
-            if stop.signal and step < cfg.max_timesteps:
+            if stop.signal and not last:
                 raise Stopped(stop.signal, bool(checkpoints.steps()))
+        if not due(run.eval_freq):                                     # a longer run has no evaluation here, nor its checkpoint
+            evaluation()
 
 
-def resume(checkpoints, config):
-    """The newest whole checkpoint of a run, its rows already in the buffer, or None. Exits with 2 if it is of other flags."""
+def resume(checkpoints, run, agent, config):
+    """The newest whole checkpoint of a run, its rows already in the buffer, or None. If it has none at all, that of the longest
+    run of the same flags but fewer --max_timesteps. Exits with 2 if it is of other flags, or that run cannot be made longer.
+    """
+    path, longer = checkpoints.folder.removesuffix(".checkpoint"), None
     try:
         saved = checkpoints.load()
+        if saved is None and not os.path.exists(path + ".log"):        # a study's runs of several lengths are runs of their own
+            shorter = shorter_runs(run, agent)
+            longer = next((other for other in shorter if Checkpoints(other, None).steps()), None)
+            anew = "without --resume the longer run starts from the beginning"
+            if longer and config.get("lr_decay"):
+                fail(f"--resume: --lr_decay brings the learning rates of {longer} to zero within its own --max_timesteps, so "
+                     f"it cannot be made longer; {anew}")
+            if shorter and not longer and not os.path.exists(path + ".json"):
+                fail(f"--resume: {shorter[0]} has kept no checkpoint, as --keep_checkpoint would, and cannot be made longer; "
+                     f"{anew}")
+            if longer:
+                with alone(longer, 0):
+                    saved = checkpoints.load_from(longer)
+                print(f"{longer} is made longer, and stays as it is", flush=True)
     except ValueError as error:
         fail(f"--resume: {error}")
     if saved is None:
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
     for name, value in saved["config"].items():
-        if name not in HANDLING and config.get(name) != value:
+        if name not in HANDLING and config.get(name) != value and not (longer and name == "max_timesteps"):
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
     return saved
+
+
+def shorter_runs(run, agent):
+    """The runs in --results_dir of the same flags but fewer --max_timesteps, the longest first: paths without an ending."""
+    found = {}
+    for file in glob.glob(f"{glob.escape(run.results_dir)}/*_seed={run.seed}.json"):
+        with contextlib.suppress(Exception):                           # what is in a file may be anything
+            path = file.removesuffix(".json")
+            steps = read_info(path)["config"]["max_timesteps"]
+            if steps < agent.cfg.max_timesteps and \
+                    os.path.basename(path) == run_name(run, replace(agent.cfg, max_timesteps=steps), type(agent)):
+                found[steps] = path
+    return [found[steps] for steps in sorted(found, reverse=True)]
 
 
 def has_diverged(step, numbers, path, run):
@@ -336,7 +394,8 @@ def has_diverged(step, numbers, path, run):
 
 def env_options(run):
     """What a run's environments are made with, see make_env."""
-    return {name: getattr(run, name) for name in ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps")}
+    names = ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps", "env_kwargs")
+    return {name: getattr(run, name) for name in names}
 
 
 def make_agent(run, cfg, algorithm, spec, checkpoint):
@@ -384,6 +443,9 @@ def carry_out(argv, run, cfg, algorithm, checkpoint):
     if eval_env.spec.max_episode_steps is None:
         print(f"note: {run.env} has no time limit, and an episode that does not end by itself goes on for ever; "
               "--max_episode_steps N truncates it", flush=True)
+    if checkpoint and not run.test:
+        print(f"{run.load_model}, of step {checkpoint['step']:,}: training goes on from its weights, with its flags where none "
+              "are given\noptimizers, buffer, count of steps and exploration start anew; --resume goes on with those", flush=True)
     agent = make_agent(run, cfg, algorithm, spec, checkpoint)
     console.something_to_keep()
     try:

@@ -218,7 +218,8 @@ def group_runs(runs):
         default = defaults(config)                                     # flags in the order of --help
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
         observe, *noise = observation(config)
-        place = env, ", ".join([OBSERVE.get(observe, observe), *noise]), "_".join([re.sub("[/:]", "-", env), observe, *noise])
+        seen = ", ".join([OBSERVE.get(observe, f"entries {observe}"), *noise])
+        place = env, seen, "_".join([re.sub("[/:]", "-", env), observe, *noise])
         figures.setdefault(place, []).append(Group(config["policy"], memory_of(config), flags, seeds))
     return {key: sorted(groups, key=Group.order) for key, groups in sorted(figures.items())}
 

@@ -228,7 +228,8 @@ def check(where, flags, seed, results_dir, imports=False):
         with no_exit():
             run, cfg, algorithm, _ = parse(words)
             if imports or ":" not in run.env:
-                check_actions(run, cfg, spec_of(run.env, run.observe, run.flicker, run.obs_noise, run.sensor_dropout).discrete)
+                seen = run.observe, run.flicker, run.obs_noise, run.sensor_dropout, run.env_kwargs
+                check_actions(run, cfg, spec_of(run.env, *seen).discrete)
     except ValueError as error:
         fail(f"{where}: {error}; in {shlex.join(words)}")
     path = os.path.join(results_dir, run_name(run, cfg, algorithm))
@@ -236,10 +237,11 @@ def check(where, flags, seed, results_dir, imports=False):
 
 
 @functools.cache
-def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout):
+def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout, env_kwargs):
     """EnvSpec of an environment. Exits with 2 and one line if it cannot be made."""
     try:
-        return env_spec(make_env(env_id, observe=observe, flicker=flicker, obs_noise=obs_noise, sensor_dropout=sensor_dropout))
+        return env_spec(make_env(env_id, observe=observe, flicker=flicker, obs_noise=obs_noise, sensor_dropout=sensor_dropout,
+                                 env_kwargs=env_kwargs))
     except ValueError as error:
         fail(str(error))
 

@@ -17,7 +17,7 @@ ENV = "corridor:Corridor-v0"                                           # the mod
 
 with tempfile.TemporaryDirectory() as folder:                          # results that are to be kept go to one of your own
     found = main.run(["--policy", "PPO", "--env", ENV, "--recurrent", "--core_size", "16", "--max_timesteps", str(STEPS),
-                      "--num_envs", "4", "--rollout_steps", "50", "--eval_freq", str(STEPS), "--save_model",
+                      "--num_envs", "4", "--rollout_steps", "64", "--eval_freq", str(STEPS), "--save_model",
                       "--results_dir", folder])
     policy = load(found.path + ".best.pt", env=ENV)                    # the module is imported, so its name is said again
 print(f"mean return at steps {found.steps}: {found.returns}; best {found.best:.2f}")

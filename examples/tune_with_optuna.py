@@ -19,7 +19,7 @@ def objective(trial):
     flags = {"lr": trial.suggest_float("lr", 1e-4, 1e-2, log=True), "core_size": trial.suggest_categorical("core_size", [8, 32])}
     with tempfile.TemporaryDirectory() as folder:
         found = main.run(["--policy", "PPO", "--env", "CartPole-v1", "--observe", "positions", "--recurrent",
-                          "--max_timesteps", str(STEPS), "--num_envs", "4", "--rollout_steps", "50", "--eval_freq", str(STEPS),
+                          "--max_timesteps", str(STEPS), "--num_envs", "4", "--rollout_steps", "64", "--eval_freq", str(STEPS),
                           "--results_dir", folder, *(f"--{name}={value}" for name, value in flags.items())])
     return found.last
 

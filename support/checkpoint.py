@@ -8,7 +8,8 @@ can be led back: each episode is a function of the generator's state at its rese
 more than that, so before a checkpoint is written the running episode is played again in a new environment, and compared; before
 the first one, so are finished ones, since what is kept may show in one of many.
 
-RUN.checkpoint/ holds, until the run has finished,
+RUN.checkpoint/ holds, until the run has finished (with --keep_checkpoint one of the last step stays, and a run of more
+--max_timesteps goes on from it),
 
     000040000.state    everything but the buffer's rows, at that step; the last two are kept
     000040000.rows     the rows that were written since the checkpoint before, so that a large buffer costs little
@@ -189,6 +190,33 @@ def set_random_state(state):
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def place_in(buffer, index, capacity):
+    """Where rows lie in a buffer that lay at `index` in one with another capacity, rows per stream."""
+    return index // capacity * buffer.capacity + index % capacity
+
+
+def widen(state, buffer):
+    """Change the state of a buffer into that of `buffer`, a new one that may have more room, since its run is longer. Raises
+    CannotResume if rows were overwritten that would not have been there."""
+    old = state["capacity"]
+    if old == buffer.capacity:
+        return
+    if (state["head"][1] >= old).any():
+        raise CannotResume("the buffer was full, and in a longer run it would have more room")
+    for name in ("episode", "first", "last"):                          # (num_envs, one for each row or episode there is room for)
+        wide = vars(buffer)[name].copy()
+        wide[:, :state[name][1].shape[1]] = state[name][1]
+        state[name] = "array", torch.from_numpy(wide)
+    if "priority" in state:
+        nodes = state["priority"][1].numpy()
+        leaves = nodes[len(nodes) // 2:]
+        at = np.flatnonzero(leaves)
+        if len(at):
+            buffer.priority[place_in(buffer, at, old)] = leaves[at]
+        state["priority"] = IN_PLACE, torch.from_numpy(buffer.priority.nodes)
+    state.update(capacity=buffer.capacity, max_episodes=buffer.max_episodes)
+
+
 # ---------------------------------------------------------------------- checkpoints
 
 class Checkpoints(Listener):
@@ -333,7 +361,7 @@ class Checkpoints(Listener):
                 state = unpack(self.name(step, "state"))
                 for file in state["files"]:
                     rows = unpack(self.name(file, "rows"))
-                    index = rows["index"].numpy()
+                    index = place_in(self.buffer, rows["index"].numpy(), state["buffer"]["capacity"])
                     self.buffer.rows[index], self.buffer.hidden[index] = rows["rows"], rows["hidden"]
                     self.written[index] = file
                     self.size[file] = len(index)
@@ -349,10 +377,20 @@ class Checkpoints(Listener):
                     with contextlib.suppress(OSError):
                         os.remove(self.name(newer, "state"))
             self.files = state["files"]
+            if self.buffer is not None:
+                widen(state["buffer"], self.buffer)
             return state
         if problems:
             raise ValueError("; ".join(problems) + f"; no checkpoint is left, delete {self.folder} to start anew")
         return None
+
+    def load_from(self, path):
+        """`load` from the checkpoints of a shorter run, which stay there. The next one here holds all rows."""
+        other = Checkpoints(path, self.buffer)
+        state = other.load()
+        if self.buffer is not None:
+            self.buffer.changed |= other.written > 0
+        return state
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)

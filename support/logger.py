@@ -8,6 +8,7 @@
                  q_mean: the critic's values in units of return, mean over WINDOWS windows that training would draw (over
                  both twins; R2D1: over all actions; PPO, A2C, REINFORCE: values of states)
                  steps_per_second: since it was last written, evaluations included (BCQ: updates)
+                 episode_return: mean over the last ten training episodes that have ended, with exploration (BCQ has none)
     hidden/      actor, critic: norm of the memory that the last action was taken from, mean over environments
     staleness/   the columns of --staleness, when it measures
 
@@ -38,14 +39,13 @@ class Logger(Listener):
         run: RunFlags
         config: all flags of the run
         agent, buffer: what is measured
-        acted_from: a function that returns the memory acted from last, (num_envs, hidden_dim), or None: offline there is none
+        steps: main.py's Interaction or Updates: the memory acted from last, (num_envs, hidden_dim), and returns of episodes
     """
 
     key = "logger"
 
-    def __init__(self, path, run, config, agent, buffer, acted_from):
-        self.path, self.run, self.config, self.agent, self.buffer = path, run, config, agent, buffer
-        self.acted_from = acted_from
+    def __init__(self, path, run, config, agent, buffer, steps):
+        self.path, self.run, self.config, self.agent, self.buffer, self.steps = path, run, config, agent, buffer, steps
         self.due, self.entry, self.totals, self.counts = run.log_freq, None, {}, {}
         self.last = (0, time.monotonic())                              # step and time of the last entry
         self.events, self.wandb, self.purge_step = None, None, None
@@ -107,8 +107,10 @@ class Logger(Listener):
             return
         self.entry |= {name: total / self.counts[name] for name, total in self.totals.items()}
         self.entry["steps_per_second"] = (step - self.last[0]) / max(time.monotonic() - self.last[1], 1e-9)
+        if self.steps.returns:
+            self.entry["episode_return"] = np.mean(self.steps.returns)
         self.write(step, "train", self.entry)
-        hidden = self.acted_from()
+        hidden = self.steps.acted_from
         if hidden is not None and hidden.shape[1]:
             size = self.agent.actor.core.hidden_dim
             parts = {"actor": hidden[:, :size], "critic": hidden[:, size:]}

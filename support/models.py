@@ -78,15 +78,15 @@ class Models(Listener):
     def __init__(self, path, agent, config):
         self.path, self.agent, self.config = path, agent, config       # path: of the run's results
         self.best = None                                               # the best mean return
-        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file
+        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file; which are not
 
     def name(self, which):
         return f"{self.path}.{which}.pt"
 
     def begin(self, step, saved):
         if saved:
-            self.best, self.unwritten = saved["best"], {"best", "last"} & set(saved["held"])
-            self.held = {which: saved["held"][which] for which in sorted(self.unwritten)}
+            self.best, self.held = saved["best"], {**saved["held"]}
+            self.unwritten = set(self.held)
 
     def evaluated(self, step, returns, lengths):
         content, mean_return = pack_model(self.agent, self.config, step), float(np.mean(returns))
@@ -111,7 +111,7 @@ class Models(Listener):
         return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
 
     def save(self):
-        return {"best": self.best, "held": {which: self.held[which] for which in self.unwritten}}
+        return {"best": self.best, "held": {**self.held}}              # all: a longer run has files of another name
 
 
 # ---------------------------------------------------------------------- writing
@@ -143,7 +143,7 @@ def save(folder, checkpoint, run, returns, lengths, about):
     tensors = {f"{network}.{name}": tensor.contiguous() for network, weights in state.items() if isinstance(weights, dict)
                for name, tensor in weights.items()}
     weights = to_bytes(tensors)
-    test = {name: getattr(run, name) for name in ("env", "observe", *NOISE)} | dict(
+    test = {name: getattr(run, name) for name in ("env", "env_kwargs", "observe", *NOISE)} | dict(
         episodes=len(returns), return_mean=float(np.mean(returns)), return_std=float(np.std(returns)),
         episode_length=float(np.mean(lengths)))
     config = dict(config={name: value for name, value in checkpoint["config"].items() if name not in PRIVATE},
@@ -170,7 +170,8 @@ def card(config):
     tags = ["reinforcement-learning", "deep-reinforcement-learning", flags["policy"], test["env"],
             *([flags["core"], "recurrent", "memory", "pomdp"] if parts else [])]
     result = f"{test['return_mean']:.2f} +/- {test['return_std']:.2f}"
-    seen = [{"full": "the whole observation"}.get(test["observe"], f"{test['observe']} only"),
+    part = test["observe"] if test["observe"] in ("positions", "velocities") else f"entries {test['observe']}"
+    seen = ["the whole observation" if test["observe"] == "full" else f"{part} only",
             *(f"{name} {test[name]}" for name in NOISE if test[name])]
     return f"""---
 library_name: pytorch
@@ -193,7 +194,7 @@ model-index:
       verified: false
 ---
 
-# {flags["policy"]} on {test["env"]}
+# {flags["policy"]} on {test["env"]}{f" ({test['env_kwargs']})" if test["env_kwargs"] else ""}
 
 {memory}; the agent sees {", ".join(seen)}. Trained to step {config["step"]:,}; all flags are in `{CONFIG}`.
 

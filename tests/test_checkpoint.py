@@ -160,7 +160,8 @@ class Run:
                 model = torch.load(f"{self.path}.{kind}.pt", weights_only=True)
                 written[kind] = {"step": model["step"], "agent": model["agent"]}
         assert self.info()["finished"] is True
-        endings = {name.removeprefix(os.path.basename(self.path)) for name in os.listdir(os.path.dirname(self.path))}
+        name = os.path.basename(self.path)                             # other runs may be there, too
+        endings = {other.removeprefix(name) for other in os.listdir(os.path.dirname(self.path)) if other.startswith(name)}
         assert endings <= {".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt"}      # no checkpoint, nothing half written
         return written
 
@@ -512,11 +513,11 @@ def test_the_best_model_is_of_the_best_evaluation(no_room, missing, scored):
 
 
 def test_a_model_that_someone_deleted(scored):
-    """Is not known any more after a resume: the run says that it is missing."""
+    """It is in the checkpoint, too, and comes back with a resume."""
     scored.crash(at(100))
     os.remove(scored.path + ".best.pt")
-    played = scored.play("--resume")
-    assert played.code == 1 and "best.pt could not be written" in played.err
+    assert scored.play("--resume").code == 0
+    assert scored.outcome()["best"]["step"] == 40
 
 
 # ---------------------------------------------------------------------- signals
@@ -708,6 +709,65 @@ def test_no_code_is_executed(wrap, run, tmp_path, refused):
         with open(os.path.join(run.folder, f"{step:09d}.state"), "wb") as file:
             file.write(zlib.crc32(content).to_bytes(4, "big") + content)
     refused([*run.argv, "--resume"], ["--resume: ", "000000032.state is no checkpoint"])
+
+
+# ---------------------------------------------------------------------- made longer
+
+LONGER = [
+    f"{PLAIN} {MEMORY} --num_envs 2 --staleness", "--policy DDPG --env TestSwing-v0 --memory_size 100",
+    "--policy SAC --env TestSwing-v0 --recurrent --seq_len 4 --core gru", "--policy PPO --env CartPole-v1 --no-lr_decay",
+    "--policy A2C --env TestSwing-v0 --recurrent --seq_len 4 --no-lr_decay", "--policy REINFORCE --env CartPole-v1 --no-lr_decay",
+    f"--policy R2D1 --env CartPole-v1 {MEMORY} --num_envs 2", f"{OFFLINE} --recurrent --seq_len 4",
+]
+
+
+@pytest.mark.parametrize("words", LONGER)
+def test_a_run_made_longer_is_the_long_run(words, tmp_path, request):
+    """To the bit, from its last checkpoint (step 70 is no multiple of eval_freq), and when that is interrupted, too."""
+    if "BCQ" in words:
+        request.getfixturevalue("data_sets")
+    straight, folder = Run(words, tmp_path / "1"), tmp_path / "2"
+    whole = straight.play("--save_model")
+    short, long = Run(words, folder, max_timesteps=70), Run(words, folder)
+    short.play("--save_model", "--keep_checkpoint", "--checkpoint_freq=0")
+    kept = files_of(folder)
+    for more in [], ["--keep_checkpoint"]:                             # a finished run keeps what it has kept
+        assert short.play("--save_model", "--resume", *more).code == 0
+        assert files_of(folder) == kept
+
+    crashed = long.play("--save_model", "--resume", at(1, thing=main, name="evaluate"))
+    assert crashed.code is None and f"{short.path} is made longer" in crashed.out
+    longer = long.play("--save_model", "--resume")
+    assert differences(straight.outcome(), long.outcome()) == []
+    assert differences(whole.state(), longer.state()) == []
+    assert 70 in long.info()["resumed"]
+    now = files_of(folder)
+    assert all(now[name] == content for name, content in kept.items())
+
+
+@pytest.mark.parametrize("words,kept,says", [
+    (PLAIN, "--no-keep_checkpoint", "has kept no checkpoint, as --keep_checkpoint would"),
+    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "--lr_decay"),
+])
+def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, refused):
+    """It is said in one line and nothing is touched. A sweep's run, which has a log, is a run of its own."""
+    Run(words, tmp_path, max_timesteps=70).play(kept)
+    before, long = files_of(tmp_path), Run(words, tmp_path)
+    refused([*long.argv, "--resume"], ["--resume: ", says])
+    assert files_of(tmp_path) == before
+    open(long.path + ".log", "w").close()
+    assert "no checkpoint of this run is there: it starts from the beginning" in long.play("--resume").out
+
+
+def test_a_long_run_killed_before_its_last_evaluation(tmp_path):
+    """The checkpoint of the last step is older than that evaluation, which is made when the run goes on."""
+    straight, killed = Run(TINY, tmp_path / "1", max_timesteps=43), Run(TINY, tmp_path / "2", max_timesteps=43)
+    straight.play()
+    killed.crash("--keep_checkpoint", at(3, thing=main, name="evaluate"))
+    assert killed.newest()["step"] == 43
+    killed.play("--keep_checkpoint", "--resume")
+    rows, expected = ([line.split(",")[:-1] for line in open(run.path + ".csv")] for run in (killed, straight))
+    assert rows == expected and rows[-1][0] == "43"
 
 
 # ---------------------------------------------------------------------- runs that are finished, begun anew, or another process's

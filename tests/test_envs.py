@@ -1,4 +1,6 @@
 """Environments: masks, action scaling, disturbed observations, episode ends in the vector environment, clear errors."""
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import KEEP, Faulty, OneHotAction, PartialObservation, ScaleAction, env_spec, make_env, make_vector_env
+from envs import KEEP, Faulty, OneHotAction, PartialObservation, ScaleAction, env_spec, keywords, make_env, make_vector_env
 
 # The design's table, by hand: observation size, positions, velocities
 TABLE = {
@@ -151,7 +153,58 @@ def indices(text):
 
 
 def test_masks_are_the_designs_table():
-    assert KEEP == {env_id: (indices(positions), indices(velocities)) for env_id, (_, positions, velocities) in TABLE.items()}
+    assert {env_id: KEEP[env_id] for env_id in TABLE} == \
+        {env_id: (indices(positions), indices(velocities)) for env_id, (_, positions, velocities) in TABLE.items()}
+
+
+@pytest.mark.parametrize("env_id", sorted(KEEP.keys() - TABLE.keys()))
+def test_masks_of_mujoco_are_its_documentations_tables(env_id):
+    """Whose last table of a number, an observation and its kind says of every entry whether it is a velocity."""
+    module = gym.spec(env_id).entry_point.split(":")[0].rsplit(".", 1)[1]
+    with open(os.path.join(os.path.dirname(gym.__file__), "envs", "mujoco", module + ".py")) as file:
+        table = re.split(r"\| Num +\| Observation +\|", file.read())[1]
+    rows = re.findall(r"^ +\| (\d+) +\| ([^|]+) \|.+\(.+\) +\|$", table.split("\n\n")[0], re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(len(rows)))
+    moves = ["velocity" in what for _, what in rows]
+    assert KEEP[env_id] == tuple([i for i, it in enumerate(moves) if it == which] for which in (False, True))
+
+
+@pytest.mark.parametrize("text,kept", [("0-2", [0, 1, 2]), ("3,0-1", [3, 0, 1]), ("2", [2]), ("1-1,0", [1, 0])])
+def test_indices_of_the_observation(text, kept):
+    (full, _), (seen, _) = (make_env("CartPole-v1", observe=observe).reset(seed=3) for observe in ("full", text))
+    np.testing.assert_array_equal(seen, full[kept])
+
+
+@pytest.mark.parametrize("text", ["4", "0-4", "2-1", "0,1,0", "0-2,1"])
+def test_indices_that_the_observation_has_not(text):
+    with pytest.raises(ValueError, match=f"--observe {text}: the observation has the entries 0 to 3; give each once"):
+        make_env("CartPole-v1", observe=text)
+
+
+# ---------------------------------------------------------------------- arguments of the environment's own
+
+def test_arguments_reach_the_environment():
+    """As Python's values where they are, with true and false in small letters, too; else as text."""
+    assert keywords("a=1 b=0.5 c=False d=true e=4x4 f=(0.2,1) g=None h=a=b") == \
+        dict(a=1, b=0.5, c=False, d=True, e="4x4", f=(0.2, 1), g=None, h="a=b")
+    assert make_env("Pendulum-v1", env_kwargs="g=3.5").unwrapped.g == 3.5
+    assert make_vector_env("Pendulum-v1", 2, env_kwargs="g=3.5").envs[1].unwrapped.g == 3.5
+
+
+@pytest.mark.parametrize("text,says", [
+    ("g", "'g': give each argument once, as key=value"), ("g=", "key=value"), ("=3", "key=value"), ("g=1 g=2", "'g=2': give"),
+    ("max_episode_steps=3", "there is --max_episode_steps"), ("nothing=3", "Pendulum-v1 cannot be made: .*nothing")])
+def test_arguments_that_make_no_sense(text, says):
+    with pytest.raises(ValueError, match=says):
+        make_env("Pendulum-v1", env_kwargs=text)
+
+
+def test_arguments_that_change_the_observation_have_no_mask(monkeypatch):
+    monkeypatch.setitem(KEEP, "TestEntries-v0", ([0], [1]))
+    gym.register("TestEntries-v0", lambda size=4: Counter(observation_space=box([-9] * size, [9] * size)))
+    assert env_spec(make_env("TestEntries-v0", env_kwargs="size=4", observe="positions")).state_dim == 1
+    with pytest.raises(ValueError, match="with --env_kwargs size=3 TestEntries-v0 has another observation; give indices"):
+        make_env("TestEntries-v0", env_kwargs="size=3", observe="positions")
 
 
 @pytest.mark.parametrize("env_id", TABLE)

@@ -38,7 +38,8 @@ OWN = {
 }
 # Values of each kind that are good for something, and others. None is so large that a run takes long, or diverges, which
 # ends it with exit code 1
-GOOD = {int: ["1", "2", "3", "5", "1e1", "16"], float: ["0.5", "1", "1e-3", "0", ".9"], bool: [None]}
+GOOD = {"observe": ["full", "positions", "velocities", "0-1", "1,0", "2", "0-9"], "env_kwargs": ["g=1", "g=x", "a=1 b=2", "g"],
+        int: ["1", "2", "3", "5", "1e1", "16"], float: ["0.5", "1", "1e-3", "0", ".9"], bool: [None]}
 BAD = ["0", "-1", "abc", "", "nan", "inf", "-inf", "1e400", "2.5", "99999999999999999999", "full", "stored", "None", " ", "é",
        "%s", "--lr", "1_0", "0x10", "\n", "a\nb", "{}", "-", "--"]
 PLACES = ["", "x", "a/b", "test/swing-v0", "/dev/null", "/dev/null/x", "x.gif", "x.mp4", "..", "é", "a\nb", "x" * 300,
@@ -55,12 +56,12 @@ def command_lines(draw):
         own["env"] = draw(st.sampled_from(ENVS + NO_ENV))
     argv = [f"--policy={policy}", *(f"--{name}={value}" for name, value in own.items())]
     memory = draw(st.sampled_from([[], ["--recurrent"], ["--recurrent_actor"], ["--recurrent_critic"]]))
-    argv += memory + (["--core_size=3"] if memory else [])
+    argv += memory + (["--core_size=3", *(["--seq_len=4"] if policy == "PPO" else [])] if memory else [])
     flags = {name: kind for name, kind, *_ in all_flags(policy)}
     for _ in range(draw(st.integers(0, 5))):
         name = draw(st.sampled_from(sorted(flags)))
         kind = flags[name]
-        good = GOOD.get(kind, PLACES if kind is str else kind)
+        good = GOOD.get(name) or GOOD.get(kind, PLACES if kind is str else kind)
         value = draw(st.sampled_from(BAD)) if draw(st.integers(0, 5)) == 0 else draw(st.sampled_from(good))
         if kind is bool:
             argv.append(draw(st.sampled_from([f"--{name}", f"--{name}", f"--no-{name}"])) + (f"={value}" if value else ""))
@@ -83,7 +84,7 @@ def folder(tmp_path_factory):
         record("FuzzSwing-v0", "test/swing-v0", 35)
         for policy in POLICIES:
             own = dict(env="FuzzSwing-v0", max_timesteps=10, eval_episodes=1, hidden_size=4, core_size=3) | OWN[policy]
-            main.main([f"--policy={policy}", "--recurrent", "--save_model", f"--results_dir={here / policy}",
+            main.main([f"--policy={policy}", "--recurrent", "--seq_len=4", "--save_model", f"--results_dir={here / policy}",
                        *(f"--{name}={value}" for name, value in own.items())])
             model, = here.glob(f"{policy}/*.best.pt")
             shutil.copy(model, here / f"{policy}.pt")

@@ -160,6 +160,7 @@ def test_what_is_measured(tmp_path, monkeypatch):
     log = events(path)
     assert len(seen) > 10 and [step for step, _ in log["train/q_mean"]] == list(seen)
     np.testing.assert_allclose([value for _, value in log["train/q_mean"]], list(seen.values()), rtol=1e-4)
+    assert {value for _, value in log["train/episode_return"]} == {15}         # rewards 1 to 5
     for name, part in (("hidden/actor", slice(0, 8)), ("hidden/critic", slice(8, 16))):
         for step, value in log[name]:
             norms = [math.sqrt(sum(x * x for x in hidden)) for hidden in acted[step][:, part].astype(float)]

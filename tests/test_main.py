@@ -19,6 +19,7 @@ import time
 import typing
 from dataclasses import fields
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import test_envs  # noqa: F401  (registers toy environments)
@@ -186,15 +187,47 @@ def test_of_a_flag_given_twice_the_last_counts():
     assert (run.seed, run.policy, algorithm.__name__, cfg.lr) == (3, "DDPG", "DDPG", 2)
 
 
+NOT_LISTED = {                                                         # since the policy refuses them
+    "PPO": {"stored_precision"}, "A2C": {"stored_precision", "hidden_refresh"},
+    "REINFORCE": {"stored_precision", "hidden_refresh"},
+    "R2D1": {"recurrent_actor", "recurrent_critic", "critic_hidden"},
+    "BCQ": {"hidden_init", "hidden_refresh", "stored_precision", "critic_hidden", "explore"}}
+
+
+@pytest.fixture
+def help_of(capsys):
+    """A function: what --help prints, {group: {flag: its text}}, the lines before, and how many there are in all."""
+    def help_of(*argv):
+        with pytest.raises(SystemExit) as stop:
+            main.main([*argv, "--help"])
+        out, _ = capsys.readouterr()
+        assert stop.value.code == 0
+        head, *groups = out.split("\n\n")
+        listed = {}
+        for title, _, text in (group.partition("\n") for group in groups):
+            flags = [flag.split() for flag in re.split(r"^  --", text, flags=re.MULTILINE)[1:]]
+            listed[title] = {name: " ".join(words) for name, *words in flags}
+        return listed, head, len(out.splitlines())
+    return help_of
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-def test_help_lists_every_flag(policy, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main.main(["--policy", policy, "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert importlib.import_module(policy).__doc__.splitlines()[0] in text
-    for name in ["recurrent", *(f[0] for f in all_flags(policy))]:
-        assert f"--{name} " in text or f"--{name}," in text or f"--{name}\n" in text
+def test_help_is_short_and_lists_what_the_policy_takes(policy, help_of):
+    groups, head, lines = help_of("--policy", policy)
+    assert list(groups) == ["task", "memory", "learning", "evaluation", "files", "logging"] and lines < 100
+    assert head.splitlines()[0] == importlib.import_module(policy).__doc__.splitlines()[0] and "usage" not in head
+    listed = [name for flags in groups.values() for name in flags]
+    assert len(listed) == len(set(listed))
+    assert {*listed} == {"recurrent", *(f[0] for f in all_flags(policy))} - NOT_LISTED.get(policy, set())
+    assert next(iter(groups["memory"])) == "recurrent" and "lr" in groups["learning"]
+
+
+def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
+    groups, _, lines = help_of("--policy", "R2D1", "--recurrent", "--lr", "0.5")
+    assert groups["memory"]["seq_len"].endswith("[32; without --recurrent: 1]") and lines < 100
+    assert groups["learning"]["lr"].endswith("[0.5]")
+    assert help_of("--policy", "R2D1")[0]["learning"]["n_steps"].endswith("[1; with --recurrent: 5]")
+    assert help_of("--load_model", trained + ".best.pt")[0]["memory"]["core_size"].endswith("[4]")
 
 
 # ---------------------------------------------------------------------- bad input: flags
@@ -233,7 +266,10 @@ def test_help_lists_every_flag(policy, capsys):
     ("HopperBulletEnv-v0", ["unknown argument 'HopperBulletEnv-v0'"]),
     ("--save_model=yes", ["--save_model", "'yes'"]),
     ("--recurrent --core rnn", ["--core", "invalid choice: 'rnn'", "lstm", "gru"]),
-    ("--observe half", ["--observe", "'half'", "full", "positions", "velocities"]),
+    ("--observe half", ["--observe 'half'", "full, positions or velocities, nor indices such as 0-4,7"]),
+    ("--observe 0-", ["--observe '0-'", "indices such as 0-4,7"]),
+    ("--env Pendulum-v1 --observe 1,3", ["--observe 1,3: the observation has the entries 0 to 2"]),
+    ("--env Pendulum-v1 --env_kwargs g=1 x", ["--env_kwargs 'x': give each argument once, as key=value"]),
     ("--recurrent --seq_len all", ["--seq_len", "'all'", "whole number of at least 1", "or 'full'"]),
     ("--recurrent --seq_len full --burn_in 8", ["--burn_in 8 with --seq_len full", "add --burn_in 0"]),
     ("--policy A2C --recurrent --burn_in 8", ["--burn_in 8 with --seq_len full", "--seq_len with a number"]),
@@ -244,6 +280,9 @@ def test_help_lists_every_flag(policy, capsys):
     ("--policy PPO --recurrent --stored_precision float16", ["--stored_precision float16 is of no use to PPO", "rollout"]),
     ("--policy A2C --recurrent --hidden_refresh", ["--hidden_refresh is of no use to A2C", "forgotten"]),
     ("--policy A2C --recurrent --seq_len 16 --burn_in 2", ["--burn_in with --seq_len 16", "rollout of 16 steps", "smaller"]),
+    ("--policy PPO --recurrent --seq_len 300", ["--seq_len 300 is more than a rollout of --rollout_steps 256"]),
+    ("--policy A2C --recurrent --seq_len 17", ["--seq_len 17 is more than a rollout of --rollout_steps 16"]),
+    ("--policy PPO --rollout_steps 31", ["--batch_size 256 is more than a rollout of 8 x 31 steps", "smaller --batch_size"]),
     ("--hidden_size 9 --hidden_layers 0", ["--hidden_size is of no use with --hidden_layers 0"]),
     ("--policy A2C --env CartPole-v1 --init_log_std 1", ["--init_log_std is of a Gaussian policy", "CartPole-v1 has discrete"]),
     ("--record=", ["--record ''", "such as hopper/td3-v0"]),
@@ -319,6 +358,15 @@ def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
         refused(*tiny("TD3"), says=["buffer", "does not fit in memory", "smaller --memory_size"])
     monkeypatch.setattr(importlib.import_module("TD3"), "Actor", no_memory)
     refused(*tiny("TD3"), says=["networks do not fit in memory", "smaller --hidden_size"])
+
+
+@pytest.mark.parametrize("words", ["--rollout_steps 32", "--recurrent --rollout_steps 32", "--recurrent --seq_len full",
+                                   "--test --recurrent --seq_len 300", "--test --batch_size 9999"])
+def test_sizes_that_a_rollout_holds(words, monkeypatch):
+    """As many steps as it has; and a test has no rollout."""
+    monkeypatch.setattr(export, "load_model", lambda path: dict(config={"policy": "PPO"}, step=1, agent={}))
+    monkeypatch.setattr("flags.check_size", lambda *_: None)
+    parse([*(["--load_model", "x"] if "--test" in words else ["--policy", "PPO"]), *words.split()])
 
 
 def test_random_command_lines(capsys):
@@ -485,13 +533,36 @@ def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path
 def test_model_of_another_architecture(argv, trained, refused):
     model = ["--load_model", trained + ".best.pt"]
     refused("--test", *model, *argv.split(), says=["another architecture", "flags it was trained with"])
-    refused(*tiny("TD3"), *RECURRENT, *model, *argv.split(), says=["another architecture"])
+    refused(*model, *argv.split(), says=["another architecture"])
 
 
 @pytest.mark.parametrize("policy", ["DDPG", "PPO"])
 def test_model_of_another_policy(policy, trained, refused):
     refused("--test", "--load_model", trained + ".best.pt", "--policy", policy, says=[f"--policy {policy}", "is a model of TD3"])
-    refused(*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt", says=["another architecture"])
+    refused(*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt", says=["is a model of TD3; leave --policy out"])
+
+
+@pytest.mark.parametrize("argv,says", [
+    ("--core gru", ["--core=gru:", "of --core=lstm"]), ("--core_size 5", ["--core_size=5:", "of --core_size=4"]),
+    ("--no-recurrent_critic", ["--no-recurrent_critic:", "of --recurrent_critic"]),
+    ("--memory_input obs", ["--memory_input=obs:", "of --memory_input=obs_action"])])
+def test_a_memory_that_contradicts_the_weights(argv, says, trained, refused):
+    """One line names the flag, whether the model is tested or trained on."""
+    for test in [], ["--test"]:
+        refused(*test, "--load_model", trained + ".best.pt", *argv.split(), says=says)
+
+
+def test_training_on_from_a_model_takes_its_flags(trained, tmp_path, capsys):
+    """All that were not given; what goes on and what starts anew is said."""
+    path = run(tmp_path, ["--load_model", trained + ".last.pt", "--max_timesteps", "60", "--burn_in", "2"])
+    before, after = (json.load(open(name + ".json"))["config"] for name in (trained, path))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"max_timesteps", "burn_in", "load_model", "results_dir", "save_model"}
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{trained}.last.pt, of step 240: training goes on from its weights, with its flags where none are given" in out
+    assert "optimizers, buffer, count of steps and exploration start anew" in out
+    last = [row[2:] for row in evaluations(trained)][-2:]
+    assert [row[2:] for row in evaluations(path)][:2] == last          # the weights are those of the model
 
 
 # ---------------------------------------------------------------------- bad input: results
@@ -667,7 +738,7 @@ def test_an_environment_without_a_time_limit(tmp_path, capsys):
 
 
 def test_without_pybullet(tmp_path, refused, monkeypatch):
-    """What does not need it runs, and the versions of what is there are listed."""
+    """What needs it says what to install, and what does not runs. The versions of what is there are listed."""
     version = output.importlib.metadata.version
 
     def installed(package):
@@ -675,12 +746,13 @@ def test_without_pybullet(tmp_path, refused, monkeypatch):
             raise output.importlib.metadata.PackageNotFoundError(package)
         return version(package)
     monkeypatch.setattr(output.importlib.metadata, "version", installed)
-    for module in ("pybullet", "pybullet_envs_gymnasium"):
+    for module in ("pybullet_envs_gymnasium", "pybullet"):             # without the first alone, and without both
         monkeypatch.setitem(sys.modules, module, None)
+        refused(*tiny("TD3", "HopperBulletEnv-v0"), says=["HopperBulletEnv-v0 cannot be made: it is not installed; pip install "
+                                                          "pybullet pybullet-envs-gymnasium"])
     path = run(tmp_path / "runs", [*tiny("TD3", "Cue10-v0"), "--max_timesteps", "20"])
     versions = json.load(open(path + ".json"))["versions"]
     assert {"torch", "numpy", "gymnasium", "python", "machine"} <= set(versions) and not any("pybullet" in k for k in versions)
-    refused(*tiny("TD3", "HopperBulletEnv-v0"), says=["HopperBulletEnv-v0 cannot be made", "pip install pybullet-envs-gymnasium"])
     refused(*tiny("TD3", "Cue11-v0"), says=["unknown environment 'Cue11-v0'; did you mean Cue10-v0"])
 
 
@@ -725,9 +797,29 @@ def test_name_says_what_was_run():
     assert name_of(["--recurrent_critic", "--core", "gru"]) == "HopperBulletEnv-v0_TD3_critic_gru_seed=0"
 
 
+def test_arguments_of_the_environment_are_part_of_the_run(tmp_path, capsys):
+    """Of its name, whatever their order, its flags and its model, which is tested with them."""
+    path = run(tmp_path, [*tiny("TD3"), "--max_timesteps", "20", "--save_model", "--env_kwargs", "g=0.0"])
+    assert "_env_kwargs=g=0.0_" in path and json.load(open(path + ".json"))["config"]["env_kwargs"] == "g=0.0"
+    main.main(["--test", "--load_model", path + ".last.pt"])
+    returned = capsys.readouterr().out.splitlines()[-1]
+    main.main(["--test", "--load_model", path + ".last.pt", "--env_kwargs", "g=10.0"])
+    assert capsys.readouterr().out.splitlines()[-1] != returned
+    words = [["--env_kwargs", "b=1", "a=2"], ["--env_kwargs=a=2 b=1"], ["--env_kwargs", "a=2  b=1"]]
+    assert {name_of(given) for given in words} == {"HopperBulletEnv-v0_TD3_ff_env_kwargs=a=2,b=1_seed=0"}
+
+
 def test_name_is_one_that_every_system_takes():
     assert name_of(["--env", "my_envs.arm:ns/Arm-v0"]).startswith("my_envs.arm-ns-Arm-v0_TD3_ff_seed=")
     assert not set('<>:"/\\|?*') & set(name_of(["--policy", "BCQ", "--dataset", 'a<>:"/\\|?*b-v0']))
+
+
+def test_every_file_of_a_run_has_such_a_name(tmp_path):
+    gym.register("ns/Counter-v0", lambda length, note: test_envs.Counter(length=length))
+    main.main([*tiny("TD3", "test_envs:ns/Counter-v0", *RECURRENT), "--env_kwargs", "length=6", "note='a|b'", "--save_model",
+               "--staleness", "--tensorboard", "--results_dir", str(tmp_path)])
+    names = [name for _, folders, files in os.walk(tmp_path) for name in folders + files]
+    assert len(names) >= 8 and not set('<>:"\\|?*') & {*"".join(names)}
 
 
 def test_every_run_has_a_name_of_its_own_that_fits():
@@ -919,10 +1011,11 @@ def test_output_to_a_file_is_lines(tmp_path):
     text = (tmp_path / "out").read_bytes().decode()
     assert "\r" not in text and "\x1b" not in text and "%|" not in text and "nan" not in text
     lines = text.splitlines()
-    assert re.fullmatch(r"buffer: [\d,]+ rows, [\d.]+ GB of RAM when full", lines[0])
+    assert re.fullmatch(r"buffer: [\d,]+ rows, \d+ kB of RAM when full", lines[0])
     assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[1])
     for line, step in zip(lines[2:5], (100, 200, 240), strict=True):
-        assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, \d+ steps/s, [\d.]+ min left", line)
+        assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, in training -?[\d.]+, [\d.]+ steps/s, "
+                            r"[\d.]+ min left", line)
     assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[5]) and len(lines) == 6
 
 
@@ -939,7 +1032,9 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path):
             break
     os.close(master)
     assert process.wait(timeout=60) == 0
-    assert "\r" in text and "%|" in text and "/240 [" in text and "step/s" in text and "return -" in text
+    assert "\r" in text and "%|" in text and "/240 [" in text and "return -" in text
+    assert re.search(r"100%\|[^\r]*\| 240/240 \[\d\d:\d\d, return -[\d.]+, in training -[\d.]+, [\d.]+ steps/s, 0\.0 min left",
+                     text)
     assert not re.search(r"step \d+ of 240", text)
 
 
@@ -968,11 +1063,37 @@ def test_time_left_counts_from_the_first_update(clock, tmp_path, capsys, monkeyp
     monkeypatch.setattr(cls, "train", slow_train)
     path = run(tmp_path, [*tiny("TD3"), "--eval_freq", "40"])          # an update every 4 steps
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert [line.partition(", ")[2] for line in lines] == ["", ""] + [f"4 steps/s, {(240 - step) / 4 / 60:.1f} min left"
-                                                                      for step in (80, 120, 160, 200, 240)]
+    paces = [re.findall(r"([\d.]+) steps/s, ([\d.]+) min left", line) for line in lines]
+    assert paces[:2] == [[], []]
+    for step, (pace,) in zip((80, 120, 160, 200, 240), paces[2:], strict=True):
+        assert float(pace[0]) == pytest.approx(4, abs=0.4) and pace[1] == f"{(240 - step) / 4 / 60:.1f}"
     with open(path + ".csv") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] > 50 * 3600
+
+
+def test_the_return_of_training_episodes_is_shown(tmp_path, capsys, monkeypatch):
+    """The mean over the last ten that have ended, in whichever environment."""
+    totals, ended = np.zeros(3), []
+
+    class Recorder(Buffer):
+        def add(self, state, action, reward, next_state, terminated, truncated, *hidden):
+            totals[:] += reward
+            for env in np.flatnonzero(terminated | truncated):
+                ended.append(float(totals[env]))
+                totals[env] = 0
+            super().add(state, action, reward, next_state, terminated, truncated, *hidden)
+    monkeypatch.setattr(importlib.import_module("PPO").PPO, "buffer_class", Recorder)
+    run(tmp_path, [*tiny("PPO", "CartPole-v1"), "--num_envs", "3", "--max_timesteps", "1000"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 0 of 1,002: ") and "in training" not in lines[0]
+    assert len(ended) > 12 and lines[-1].startswith("step 1,002 of 1,002: ")
+    assert f", in training {np.mean(ended[-10:]):.1f}, " in lines[-1]
+
+
+@pytest.mark.parametrize("size,words", [(0, "0 bytes"), (999, "999 bytes"), (51_234, "51 kB"), (4e6, "4 MB"), (2.14e9, "2.1 GB")])
+def test_sizes_are_said_in_a_unit_that_suits(size, words):
+    assert main.amount(size) == words
 
 
 def test_a_clock_that_stands_still(clock, tmp_path, capsys):
