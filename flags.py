@@ -80,6 +80,9 @@ class RunFlags:
     explore: bool = handling(False, "with --test: act with exploration, as in training")
     video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
     export: str = handling("", "with --test: write the policy and its returns as a folder for a model hub")
+    memory_steps: str = handling("", "with --test: returns with a memory of the last K rows alone, for each K given: 1 4 16 all")
+    lookback: int = handling(0, "with --test: how far an action moves if the row k steps before is another one, k = 1 to X",
+                             low=0, high=1000)
     record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
@@ -87,7 +90,7 @@ GROUPS = dict(                                                         # of --he
     task="policy env env_kwargs observe flicker obs_noise sensor_dropout max_episode_steps max_timesteps seed".split(),
     memory=["recurrent", *(f.name for f in fields(MemoryFlags))],
     learning=[],
-    evaluation="eval_freq eval_episodes test explore video export".split(),
+    evaluation="eval_freq eval_episodes test explore memory_steps lookback video export".split(),
     files="results_dir save_model load_model checkpoint_freq keep_checkpoint resume overwrite record".split(),
     logging="tensorboard wandb log_freq staleness".split())
 ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
@@ -115,7 +118,7 @@ def add_flags(parser, cls):
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
         hint, options = hints[f.name], dict(default=argparse.SUPPRESS)
-        if f.name == "env_kwargs":
+        if f.name in ("env_kwargs", "memory_steps"):
             parser.add_argument(f"--{f.name}", nargs="+", action=Words, **options)
         elif hint is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **options)
@@ -340,11 +343,15 @@ def check(config, given, algorithm):
         fail("--log_freq is for --tensorboard and --wandb; add one of them")
     if logs and config["test"]:
         fail("--tensorboard and --wandb show how training goes, and --test trains nothing; leave them out")
-    for name, does in dict(video="shows", export="passes on").items():
+    for name, does in dict(video="shows", export="passes on", memory_steps="measures", lookback="measures").items():
         if config[name] and not config["test"]:
             fail(f"--{name} {does} a saved policy; add --test --load_model FILE")
     if config["export"] and config["explore"]:
         fail("--export states what the policy returns, and --explore adds noise to it; drop one of the two")
+    if not re.fullmatch(r"((all|[1-9][0-9]{0,3})( |$))*", config["memory_steps"]):
+        fail(f"--memory_steps '{config['memory_steps']}' must be whole numbers from 1 to 9999, or all")
+    if (config["memory_steps"] or config["lookback"]) and (config["explore"] or config["record"] or config["video"]):
+        fail("--memory_steps and --lookback play episodes again, without noise; drop --explore, --record and --video")
     if config["video"] and config["record"]:
         fail("--video records in an environment that draws itself, which is not the one that --record describes; run it twice")
     for name, package in OPTIONAL.items():

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import collections
 import contextlib
+import functools
 import glob
 import math
 import os
@@ -34,13 +35,13 @@ import torch
 
 from envs import Faulty, env_spec, make_env, make_vector_env
 from flags import HANDLING, check_actions, parse, run_name
-from support import data, video
+from support import data, lookback, video
 from support import models as export
 from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
 from support.logger import Logger
 from support.models import Models, largest, load_checkpoint
 from support.progress import Progress
-from support.results import Results, commit, finished, mean_returns, read_info, versions
+from support.results import Results, commit, finished, mean_returns, processor, read_info, versions
 from support.staleness import Staleness
 from support.system import Failed, Listeners, alone, fail, no_exit
 
@@ -110,6 +111,11 @@ def test(run, agent, env, spec, checkpoint):
         except OSError as error:
             fail(f"--export: '{run.export}' could not be written: {error.strerror}")
         print(f"{run.export} written")
+    if run.memory_steps or run.lookback:
+        play = functools.partial(evaluate, env=env, spec=spec, episodes=run.eval_episodes, seed=run.seed + 10_000)
+        lookback.probe(run, agent, play, dict(policy=f"{run.policy} on {run.env}, {run.observe}", seed=run.seed, commit=commit(),
+                                              versions=versions(), processor=processor(),
+                                              config={k: v for k, v in checkpoint["config"].items() if k not in HANDLING}))
     return Tested(returns, lengths)
 
 

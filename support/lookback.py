@@ -9,13 +9,14 @@ a comment: all that is needed to make it again.
 """
 import glob
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import torch
 
 from support.statistics import interval
-from support.system import regular, write_file
+from support.system import fail, regular, write_file
 
 SAMPLES = 50                                                           # steps of an episode at which --lookback measures
 
@@ -130,10 +131,41 @@ def lookback(agent, play, lags, samples, rng):
 
 # ---------------------------------------------------------------------- files and figures
 
-def write(path, columns, rows, about):
-    """A CSV whose first line is a comment, the dictionary `about`. Raises OSError."""
-    lines = ["# " + json.dumps(about), ",".join(columns), *(",".join(map(str, row)) for row in rows)]
-    write_file(path, "".join(f"{line}\n" for line in lines).encode())
+def probe(run, agent, play, about):
+    """What --memory_steps and --lookback ask for: measured, printed, written beside the model. Exits with 2 if it cannot be.
+
+    Args:
+        run: the run's flags; play: see memory_steps; about: a dictionary, kept in the files' first lines
+    """
+    if agent.actor.core.hidden_dim == 0:
+        fail("--memory_steps and --lookback need a policy with a memory, and this one's actor has none")
+    if run.memory_steps:
+        words, rows = {*run.memory_steps.split()}, []
+        for K, returns in memory_steps(agent, play, [*sorted(map(int, words - {"all"})), *words & {"all"}]):
+            rows += [(K, episode, f"{value:.6g}") for episode, value in enumerate(returns)]
+            print(f"memory of the last steps, {K}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", flush=True)
+        write(run, "memory_steps", "steps,episode,return", rows, about)
+    if run.lookback:
+        influence = lookback(agent, play, run.lookback, SAMPLES, np.random.default_rng(run.seed))
+        if not len(influence):
+            fail(f"--lookback {run.lookback}: no episode has more steps than that, or there is one episode only; give a smaller "
+                 "number, or more --eval_episodes")
+        for lag, each in enumerate(influence.T, 1):
+            print(f"{lag} step{'s' * (lag > 1)} back: influence {each.mean():.3f}")
+        rows = [(lag, episode, f"{influence[episode, lag - 1]:.6g}")
+                for lag in range(1, run.lookback + 1) for episode in range(len(influence))]
+        write(run, "lookback", "lag,episode,influence", rows, about)
+
+
+def write(run, kind, head, rows, about):
+    """A CSV beside the model, whose first line is a comment, the dictionary `about`. Exits with 2 if it cannot be written."""
+    path = f"{os.path.normpath(run.load_model).removesuffix('.pt')}.{kind}.csv"
+    lines = ["# " + json.dumps(about), head, *(",".join(map(str, row)) for row in rows)]
+    try:
+        write_file(path, "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        fail(f"--{kind}: {path} cannot be written ({error.strerror})")
+    print(f"{path} written")
 
 
 def read(path):
@@ -150,21 +182,20 @@ def draw(folder, figure):
     """{"lookback": figure, "memory_steps": figure} of what is in a folder: a panel per policy, the mean over episodes and its
     interval. figure: a function that makes an empty one with so many panels. Raises ValueError as `read` does."""
     drawn = {}
-    for kind, column, words in (("lookback", "influence", ("steps back", "influence on the action, in its own spread")),
-                                ("memory_steps", "return", ("steps that the memory is unrolled over", "return"))):
+    for kind, words in (("lookback", ("steps back", "influence on the action, in its own spread")),
+                        ("memory_steps", ("steps that the memory is unrolled over", "return"))):
         found = [read(path) for path in sorted(glob.glob(f"{glob.escape(folder)}/*.{kind}.csv"))]
         if not found:
             continue
-        fig, axes = drawn[kind], _ = figure(len(found))
+        drawn[kind], axes = figure(len(found))
         for ax, (about, table) in zip(axes, found):
-            steps = table.iloc[:, 0].drop_duplicates()
-            each = np.stack([table[table.iloc[:, 0] == step][column] for step in steps], 1)     # (episodes, steps)
+            steps, value = table.iloc[:, 0].drop_duplicates(), table.columns[-1]
+            each = np.stack([table[table.iloc[:, 0] == step][value] for step in steps], 1)      # (episodes, steps)
             low, high, _ = interval(each)
             x = np.arange(len(steps)) if kind == "memory_steps" else steps.astype(int)
             ax.fill_between(x, low, high, alpha=0.25, lw=0)
-            ax.plot(x, each.mean(0), marker="o" * (len(x) < 20))
+            ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "")
             if kind == "memory_steps":
                 ax.set_xticks(x, steps)
             ax.set(title=about["policy"], xlabel=words[0], ylabel=words[1], ylim=(0, None))
-        drawn[kind] = fig
     return drawn

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, make_agent
+from matplotlib.figure import Figure
 
 import main
 import TD3
 from envs import env_spec, make_env
 from flags import POLICIES
-from support.lookback import LastRows, lookback, memory_steps, remember
+from support.lookback import LastRows, draw, lookback, memory_steps, read, remember
 
 
 def recall(delay):
@@ -80,3 +81,37 @@ def test_the_same_row_in_its_own_place_moves_nothing(policy):
         return [0] * 3, [6] * 3
     influence = lookback(agent, play, 4, 5, np.random.default_rng(0))
     assert influence.shape == (3, 4) and influence.max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny policy's file."""
+    words = ("--policy PPO --env Cue10-v0 --max_timesteps 64 --rollout_steps 8 --batch_size 64 --recurrent --seq_len 4 "
+             "--core_size 4 --hidden_size 4 --eval_episodes 1 --save_model")
+    return main.run([*words.split(), "--results_dir", str(tmp_path_factory.mktemp("model"))]).path + ".last.pt"
+
+
+def test_files_and_figures(model, capsys):
+    """A row for each episode and number of steps; the numbers of steps in order, whatever order they are given in."""
+    main.run(["--test", "--load_model", model, "--eval_episodes", "5", "--lookback", "3", "--memory_steps", "16", "all", "2"])
+    path = model.removesuffix(".pt")
+    (about, looked), (_, steps) = (read(f"{path}.{kind}.csv") for kind in ("lookback", "memory_steps"))
+    assert about["policy"] == "PPO on Cue10-v0, full" and about["config"]["core_size"] == 4 and "results_dir" not in str(about)
+    assert list(looked.lag) == np.repeat([1, 2, 3], 5).tolist() and list(steps.steps) == np.repeat(["2", "16", "all"], 5).tolist()
+    assert np.isfinite(looked.influence).all() and capsys.readouterr().out.count("steps, ") == 3
+
+    def figure(panels):
+        fig = Figure()
+        return fig, fig.subplots(1, panels, squeeze=False)[0]
+    assert draw(path.rpartition("/")[0], figure).keys() == {"lookback", "memory_steps"}
+    with open(path + ".lookback.csv", "w") as file:
+        file.write("# {")
+    with pytest.raises(ValueError, match="lookback.csv is damaged"):
+        draw(path.rpartition("/")[0], figure)
+
+
+@pytest.mark.parametrize("more,words", [
+    (["--lookback", "11"], ["--lookback 11", "smaller number"]), (["--lookback", "3", "--eval_episodes", "1"], ["one episode"]),
+    (["--memory_steps", "0"], ["--memory_steps '0'", "or all"]), (["--memory_steps", "2", "--explore"], ["drop --explore"])])
+def test_what_cannot_be_measured(more, words, model, refused):
+    refused(["--test", "--load_model", model, "--eval_episodes", "2", *more], words)
