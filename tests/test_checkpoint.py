@@ -1165,7 +1165,7 @@ def test_a_run_made_longer_is_the_long_run(words, tmp_path, request, capsys):
 
 
 @pytest.mark.parametrize("words,kept,says", [
-    ("--policy TD3 --env TestSwing-v0", "--no-keep_checkpoint", "has kept no checkpoint, as --keep_checkpoint would"),
+    ("--policy TD3 --env TestSwing-v0", "--no-keep_checkpoint", "it has kept no checkpoint, as with --keep_checkpoint it would"),
     ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "--lr_decay"),
 ])
 def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, capsys):
@@ -1173,11 +1173,35 @@ def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, capsys):
     play([*flags(words, tmp_path, max_timesteps=70), kept])
     before, argv = files_of(tmp_path), [*flags(words, tmp_path), "--resume"]
     code, error = stop_of(argv, capsys)
-    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+\n", error) and says in error
+    assert code == 2 and re.fullmatch(r"error: --resume: [^\n]+ cannot be made longer: [^\n]+\n", error) and says in error
     assert files_of(tmp_path) == before
     open(path_of(argv) + ".log", "w").close()
     play(argv)
     assert "no checkpoint of this run is there: it starts from the beginning" in capsys.readouterr().out
+
+
+def test_a_run_of_its_own_is_resumed_beside_one_that_cannot_be_made_longer(tmp_path, capsys):
+    """Without a checkpoint yet it starts from the beginning, as ever."""
+    words = "--policy PPO --env CartPole-v1"
+    play(flags(words, tmp_path, max_timesteps=70))
+    argv = flags(words, tmp_path)
+    assert play(argv, utils.Buffer, "add", 3).crashed
+    play([*argv, "--resume"])
+    assert "no checkpoint of this run is there: it starts from the beginning" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_knows_nothing_of_training_episodes(interrupted, copy):
+    """As earlier versions wrote them, without flags that came later, too."""
+    argv, folder = copy()
+    for name in (name for name in os.listdir(folder) if name.endswith(".state")):
+        state = unpack(os.path.join(folder, name))
+        for part, names in ("steps", ("total", "returns")), ("config", ("env_kwargs", "keep_checkpoint")):
+            for key in names:
+                del state[part][key]
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(pack(state))
+    play(argv)
+    assert differences(interrupted.expected["csv"], outcome(path_of(argv))["csv"]) == []
 
 
 def test_a_long_run_killed_before_its_last_evaluation(tmp_path, monkeypatch):
