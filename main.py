@@ -200,11 +200,8 @@ class Updates:
 
 def amount(size):
     """A number of bytes in words."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    power = min(3, (len(str(int(size))) - 1) // 3)
+    return f"{size / 1000 ** power:.{1 if power == 3 else 0}f} {('bytes', 'kB', 'MB', 'GB')[power]}"
 
 
 class Diverged(Exception):
@@ -352,15 +349,13 @@ def resume(checkpoints, run, agent, config):
     try:
         saved = checkpoints.load()
         if saved is None and not os.path.exists(path + ".log"):        # a study's runs of several lengths are runs of their own
-            shorter = shorter_runs(run, agent)
-            longer = next((other for other in shorter if Checkpoints(other, None).steps()), None)
-            anew = "without --resume the longer run starts from the beginning"
-            if longer and config.get("lr_decay"):
-                fail(f"--resume: --lr_decay brings the learning rates of {longer} to zero within its own --max_timesteps, so "
-                     f"it cannot be made longer; {anew}")
-            if shorter and not longer and not os.path.exists(path + ".json"):
-                fail(f"--resume: {shorter[0]} has kept no checkpoint, as --keep_checkpoint would, and cannot be made longer; "
-                     f"{anew}")
+            shorter, decays = shorter_runs(run, agent), config.get("lr_decay")
+            kept = [other for other in shorter if Checkpoints(other, None).steps()]
+            if shorter and (decays or not kept) and not os.path.exists(path + ".json"):
+                why = "--lr_decay brings its learning rates to zero by its end" if decays else \
+                    "it has kept no checkpoint, as with --keep_checkpoint it would"
+                fail(f"--resume: {shorter[0]} cannot be made longer: {why}; without --resume this run starts from the beginning")
+            longer = kept[0] if kept and not decays else None
             if longer:
                 with alone(longer, 0):
                     saved = checkpoints.load_from(longer)

@@ -619,8 +619,19 @@ def all_but(*endings):
     return change
 
 
+def older(run):
+    """Checkpoints as earlier versions wrote them: without returns of training episodes, and flags that came later."""
+    for path in (os.path.join(run.folder, name) for name in FILES if name.endswith(".state")):
+        state = unpack(path)
+        for part, names in ("steps", ("total", "returns")), ("config", ("env_kwargs", "keep_checkpoint")):
+            for key in names:
+                del state[part][key]
+        with open(path, "wb") as file:
+            file.write(pack(state))
+
+
 @pytest.mark.parametrize("change,flags,step", [
-    (lambda run: shutil.rmtree(run.folder), [], 0), (all_but("nothing"), [], 0), (all_but(".rows"), [], 0),
+    (older, [], 32), (lambda run: shutil.rmtree(run.folder), [], 0), (all_but("nothing"), [], 0), (all_but(".rows"), [], 0),
     # Something with the name of a checkpoint, nearly
     (lambda run: shutil.copy(os.path.join(run.folder, FILES[-1]), os.path.join(run.folder, "99999.state")), [], 32),
     (lambda run: os.mkdir(os.path.join(run.folder, "000000099.state")), [], 32),
@@ -746,8 +757,8 @@ def test_a_run_made_longer_is_the_long_run(words, tmp_path, request):
 
 
 @pytest.mark.parametrize("words,kept,says", [
-    (PLAIN, "--no-keep_checkpoint", "has kept no checkpoint, as --keep_checkpoint would"),
-    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "--lr_decay"),
+    (PLAIN, "--no-keep_checkpoint", "cannot be made longer: it has kept no checkpoint, as with --keep_checkpoint it would"),
+    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "cannot be made longer: --lr_decay"),
 ])
 def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, refused):
     """It is said in one line and nothing is touched. A sweep's run, which has a log, is a run of its own."""
@@ -757,6 +768,15 @@ def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, refused):
     assert files_of(tmp_path) == before
     open(long.path + ".log", "w").close()
     assert "no checkpoint of this run is there: it starts from the beginning" in long.play("--resume").out
+
+
+def test_a_run_of_its_own_is_resumed_beside_one_that_cannot_be_made_longer(tmp_path):
+    """Without a checkpoint yet it starts from the beginning, as ever."""
+    words = "--policy PPO --env CartPole-v1"
+    Run(words, tmp_path, max_timesteps=70).play()
+    run = Run(words, tmp_path)
+    run.crash(at(3))
+    assert "no checkpoint of this run is there: it starts from the beginning" in run.play("--resume").out
 
 
 def test_a_long_run_killed_before_its_last_evaluation(tmp_path):
