@@ -44,7 +44,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from flags import NOT_LEARNING, POLICIES, RunFlags, defaults_of, load_policy
+from flags import NOT_LEARNING, POLICIES, RunFlags, check_saved, defaults_of, load_policy
 from support import study, study_figures
 from support.results import read_info, read_rows
 from support.statistics import FEW, INTERVAL, interval
@@ -140,7 +140,7 @@ def read_run(path):
         return step
     try:
         name = path + ".json"
-        info = read_info(path)
+        info = read_info(path, check_saved)
         config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
         config["seed"] = int(config["seed"])
         config["load_model"] = re.sub(r"_seed=\d+", "", os.path.basename(config["load_model"]))   # each seed from its own

@@ -81,7 +81,7 @@ def evaluations(run, info):
     return result.reset_index()
 
 
-def collect(path, arm, order, run):
+def collect(path, arm, order, run, check):
     """Move a finished run into the tables of its case. Its own files are still there if that raises OSError, or ValueError, with
     one line, for a file that is damaged.
 
@@ -89,9 +89,10 @@ def collect(path, arm, order, run):
         path: of both tables, without an ending
         arm: the run's arm; order: all arms, in the order that the tables keep
         run: the path of the run's files, without an ending
+        check: raises ValueError for flags that no run can have had (flags.check_saved)
     """
     try:
-        info = read_info(run)
+        info = read_info(run, check)
         rows, config, key = evaluations(run, info), info["config"], {"arm": arm, "seed": info["config"]["seed"]}
         times = {name: round(info[kept] / 60, 2) for name, kept in (("minutes", "seconds"), ("cpu_minutes", "cpu_seconds"))
                  if kept in info}
