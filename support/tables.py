@@ -68,8 +68,9 @@ def evaluations(run, info):
     def table(end, columns):
         return pd.DataFrame(read_rows(run, end, info))[columns].apply(pd.to_numeric)
     episodes = table(".csv", ["step", "return", "length", "seconds"])
-    if not np.isfinite(episodes).all(axis=None):
-        raise ValueError("a number is missing or not finite")
+    steps = episodes["step"].astype(float)
+    if not (episodes.abs() < 1e30).all(axis=None) or not (steps.between(0, 2 ** 32) & (steps % 1 == 0)).all():
+        raise ValueError("a number is missing, or cannot be one of a run")
     episodes = episodes.groupby("step")
     result = pd.DataFrame({"return_mean": episodes["return"].mean(), "return_std": episodes["return"].std(ddof=0),
                            "length_mean": episodes["length"].mean(), "seconds": episodes["seconds"].last()})
