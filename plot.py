@@ -90,7 +90,8 @@ def read_runs(places):
     with 2 if there are no others."""
     runs, problems = {}, []
     for place, own in places.items():
-        files = glob.glob(os.path.join(glob.escape(place), "*.[cj]s*")) if os.path.isdir(place) else [place]
+        folder = os.path.isdir(place) or place in (REFERENCE, OWN)
+        files = glob.glob(os.path.join(glob.escape(place), "*.[cj]s*")) if folder else [place]
         for path in sorted({re.sub(r"\.(csv|json)$", "", file) for file in files
                             if not file.endswith((".staleness.csv", os.sep + "summary.csv"))}):
             try:
@@ -178,11 +179,11 @@ def report(lines):
     """What the terminal shows: a row per line."""
     said = f"mean: over seeds, of the last {drawing.LAST} evaluations; in brackets its\n{drawing.SPREAD}; *: unfinished"
     for (env, seen), mine in drawing.grouped(lines, lambda line: (line.env, line.seen)).items():
-        said += f"\n\n{textwrap.shorten(f'{env}, {seen}', 52):53} seeds  steps    mean"
+        said += f"\n\n{textwrap.shorten(f'{env}, {seen}', 46):46} seeds  steps      mean"
         for line in mine:
             (low, high, kind), star = interval(line.last), "*" * any(not run.finished for run in line.runs)
-            said += (f"\n  {line.policy:10}{textwrap.shorten(line.label, 40, placeholder='...'):41}{f'{len(line.runs)}{star}':>5}"
-                     f"{drawing.short(line.table().index[-1]):>7}{drawing.number(line.last.mean()):>8}")
+            said += (f"\n  {line.policy:10}{textwrap.shorten(line.label, 34, placeholder='...'):34}{f'{len(line.runs)}{star}':>5}"
+                     f"{drawing.short(line.table().index[-1]):>7}{drawing.number(line.last.mean()):>10}")
             said += f" ({drawing.number(low)} to {drawing.number(high)}{', range' * (kind == 'range')})" if kind else ""
     return said.replace("\u2212", "-")
 

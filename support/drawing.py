@@ -77,10 +77,11 @@ def tally(lines, sentence=""):
 
 
 def limits(values, least, most):
-    """The ends of an axis: where a score ends, else a little beyond what there is."""
+    """The ends of an axis: least and most if what there is lies between them, else a little beyond it."""
     values = np.concatenate([np.ravel(x) for x in values])
     room = 0.05 * (np.ptp(values) or 1)
-    low, high = values.min() - room if least is None else least, values.max() + room if most is None else most
+    low = values.min() - room if least is None or values.min() < least else least
+    high = values.max() + room if most is None or values.max() > most else most
     return low - 0.01 * (high - low), high + 0.01 * (high - low)       # so that a dot at an end is whole
 
 
@@ -149,7 +150,7 @@ def curves(lines, column="return_mean"):
     """The curves of a task: a panel per algorithm, of at most four lines. column: or a Delta-Q, of the lines that have it"""
     panels = [mine[i:i + MOST] for mine in grouped(lines, lambda line: line.policy).values() for i in range(0, len(mine), MOST)]
     across = min(2, len(panels))
-    ends = [[textwrap.fill(f"{line.label}, {len(line.runs)} seed{'s' * (len(line.runs) > 1)}", 22, break_long_words=False)
+    ends = [[textwrap.fill(f"{line.label}, {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22, break_long_words=False)
                 for line in mine] for mine in panels]                  # what stands beside the end of each line
     down, tall = -(-len(panels) // across), max(3.3 - across * 0.8, *(0.16 * "\n".join(them).count("\n") + 0.4 for them in ends))
     (_, unit, *most), title = task(lines[0].env), "\n".join(filter(None, [lines[0].heading, tally(lines, BETTER)]))
