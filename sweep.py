@@ -58,7 +58,7 @@ from dataclasses import asdict, dataclass
 
 from agent import MemoryFlags
 from envs import env_spec, make_env
-from flags import check_actions, defaults_of, parse, run_name
+from flags import check_actions, check_saved, defaults_of, parse, run_name
 from support import checkpoint, tables
 from support.results import finished
 from support.system import Parser, fail, no_exit
@@ -453,7 +453,7 @@ def main(argv=None):
     def keep(run):
         if run.case:
             try:
-                tables.collect(table(run), run.arm, order, run.path)
+                tables.collect(table(run), run.arm, order, run.path, check_saved)
             except (OSError, ValueError, SystemExit) as error:         # of the last kind, what is wrong has been said
                 why = "" if isinstance(error, SystemExit) else f" ({getattr(error, 'strerror', None) or error})"
                 print(f"warning: the tables of {run.case} lack {os.path.basename(run.path)}, which keeps its own files until the "

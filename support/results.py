@@ -12,16 +12,17 @@ import subprocess
 import sys
 import time
 
-from flags import check_saved
 from support.system import Listener, events_folder, fail, keep_going, regular, write_file
 
 
-def read_info(path):
-    """A run's JSON as a dictionary, its flags checked. Raises an exception of some kind if it is missing or damaged: what is in
-    a file may be anything. path: of the run's results, without an ending."""
+def read_info(path, check):
+    """A run's JSON as a dictionary. Raises an exception of some kind if it is missing or damaged: a file may hold anything.
+
+    path: of the run's results, without an ending; check: raises ValueError for flags that no run can have had (flags.check_saved)
+    """
     with open(regular(path + ".json"), encoding="utf-8") as file:
         info = json.load(file)
-    check_saved(info["config"])
+    check(info["config"])
     return info
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from support import statistics, tables
+from support import statistics, tables, tasks
 from support.system import fail
 
 COMMON, NONE, LAST = "common", "no memory", 5
@@ -84,3 +84,53 @@ def summarise(study):
                         versus=versus if kind == "interval" and name != COMMON else "")
             rows.append(row | mine[[*tables.STALENESS, "cpu_minutes"]].mean().to_dict())
     return pd.DataFrame(rows)
+
+
+def task(case):
+    """Of a case: its task in words, what its score counts, least, most."""
+    return tasks.task(case["env"], f"\n{case['observe']} only" if case.get("observe", "full") != "full" else "")
+
+
+def words(study, arm):
+    return study.arms[arm].get("words", arm)
+
+
+def questions(study):
+    """{question: its arms, those that all figures have left out}, Q1 first."""
+    asked = {}
+    for name, arm in study.arms.items():
+        if name != COMMON:
+            asked.setdefault(arm["question"], []).append(name)
+    return dict(sorted(asked.items()))
+
+
+def columns(study, table):
+    """The cases that have runs, those of one task side by side: [(task in words, [cases])]."""
+    tasks = {}
+    for case in study.cases:
+        if case in set(table.case):
+            tasks.setdefault(task(study.cases[case])[0], []).append(case)
+    return list(tasks.items())
+
+
+def progress(study, case):
+    """In words, how much of a case is there; empty if all is."""
+    there, planned = (study.runs.case == case).sum(), study.cases[case]["planned"]
+    return f"{there} of {planned} runs" if there < planned else ""
+
+
+def report(table):
+    """What the terminal shows of the tidy table; all of it is in summary.csv."""
+    def cells(name):
+        return [f"{x:.3g}" + (f" ({low:.3g} to {high:.3g})" if low == low else "") if x == x else "-"
+                for x, low, high in table[[name, name + "_low", name + "_high"]].to_numpy()]
+    shown = pd.DataFrame({"arm": table.arm.str.ljust(40), "n": table.n, "score": cells("score"), "share": cells("share"),
+                          "versus": table.versus, "Delta-Q": table.delta_q_first.map(lambda x: f"{x:.2g}" if x == x else "-")})
+    said = ("n: seeds. score: mean over evaluations but the first. share: of memory's gain that is kept.\n"
+            f"In brackets: {statistics.INTERVAL}, with fewer than {statistics.FEW} seeds the range.\n"
+            "versus: the common arm. Delta-Q: at a window's first trained step.\n")
+    for case, rows in shown.groupby(table.case, sort=False):
+        said += f"\n{case}\n{rows.to_string(index=False)}\n"
+    told = table.versus[table.versus != ""]
+    return said + (f"\n{len(told)} intervals of differences from the common arm, of which {(told == 'not told apart').sum()} "
+                   f"include 0; one in 20 would miss by chance alone, so some {len(told) / 20:.0f}")

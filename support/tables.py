@@ -66,10 +66,11 @@ def collected(path):
 def evaluations(run, info):
     """A run's evaluations, a row each. run: the path of its files, without an ending; info: its JSON."""
     def table(end, columns):
-        return pd.DataFrame(read_rows(run, end, info))[columns].apply(pd.to_numeric)
+        return pd.DataFrame(read_rows(run, end, info))[columns].replace("nan", "").apply(pd.to_numeric)
     episodes = table(".csv", ["step", "return", "length", "seconds"])
-    if not np.isfinite(episodes).all(axis=None):
-        raise ValueError("a number is missing or not finite")
+    steps = episodes["step"].astype(float)
+    if not (episodes.abs() < 1e30).all(axis=None) or not (steps.between(0, 2 ** 32) & (steps % 1 == 0)).all():
+        raise ValueError("a number is missing, or cannot be one of a run")
     episodes = episodes.groupby("step")
     result = pd.DataFrame({"return_mean": episodes["return"].mean(), "return_std": episodes["return"].std(ddof=0),
                            "length_mean": episodes["length"].mean(), "seconds": episodes["seconds"].last()})
@@ -81,7 +82,7 @@ def evaluations(run, info):
     return result.reset_index()
 
 
-def collect(path, arm, order, run):
+def collect(path, arm, order, run, check):
     """Move a finished run into the tables of its case. Its own files are still there if that raises OSError, or ValueError, with
     one line, for a file that is damaged.
 
@@ -89,9 +90,10 @@ def collect(path, arm, order, run):
         path: of both tables, without an ending
         arm: the run's arm; order: all arms, in the order that the tables keep
         run: the path of the run's files, without an ending
+        check: raises ValueError for flags that no run can have had (flags.check_saved)
     """
     try:
-        info = read_info(run)
+        info = read_info(run, check)
         rows, config, key = evaluations(run, info), info["config"], {"arm": arm, "seed": info["config"]["seed"]}
         times = {name: round(info[kept] / 60, 2) for name, kept in (("minutes", "seconds"), ("cpu_minutes", "cpu_seconds"))
                  if kept in info}

@@ -1,24 +1,23 @@
-"""plot.py: which runs are one line, the numbers, the figures, and what it says to bad input. All results are made up here."""
+"""plot.py: which runs are one line, the numbers, the figures, and what it says to bad input. Results are made up here."""
 import contextlib
 import csv
 import json
 import math
 import os
 import re
+import shutil
+import subprocess
 import sys
 import warnings
 from random import Random
 
-import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import plot
-import PPO
-import TD3
+from support import drawing, tables
 
 HOPPER = "HopperBulletEnv-v0"
-MODULES = {"TD3": TD3, "PPO": PPO}
 
 
 @pytest.fixture
@@ -50,46 +49,49 @@ def recurrent(**flags):
     return dict(recurrent_actor=True, recurrent_critic=True) | flags
 
 
+def lines_of(results):
+    return plot.make_lines(plot.read_runs({str(results): False}))
+
+
 def labels(results):
-    """{file name: labels in the order of the legend}"""
-    figures = plot.group_runs(plot.read_results(results))
-    return {name: [g.label() for g in groups] for (_, _, name), groups in figures.items()}
+    """{file name: labels of its lines, in order}"""
+    return {name: [f"{line.policy}, {line.label}" for line in lines]
+            for name, lines in drawing.grouped(lines_of(results), lambda line: line.file).items()}
 
 
-def draw(results, plots_dir=None):
-    """Run plot.py; returns the rows of summary.csv. A warning, such as of NaN, is an error."""
+def draw(results, plots_dir=None, *words):
+    """Run plot.py on a folder; returns the rows of summary.csv. A warning, such as of NaN, is an error."""
     plots_dir = plots_dir or results.parent / "plots"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot.main(["--results_dir", str(results), "--plots_dir", str(plots_dir)])
+        plot.main([str(results), "--plots_dir", str(plots_dir), *words])
     with open(plots_dir / "summary.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
+def texts(fig):
+    """All that a figure says."""
+    return [text.get_text().replace("\n", " ") for text in fig.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
 # ---------------------------------------------------------------------- groups
 
-def test_a_line_is_an_algorithm_with_its_core(results):
+def test_a_line_is_an_algorithm_with_its_memory(results):
     write_run(results, "PPO", **recurrent())
     write_run(results, "PPO", recurrent_actor=True)
     write_run(results, "PPO", recurrent_critic=True)
-    write_run(results, **recurrent(core="gru"))
-    write_run(results, **recurrent())
+    for core in ("mingru", "lstm", "gru"):
+        write_run(results, **recurrent(core=core))
     write_run(results)
-    assert labels(results) == {f"{HOPPER}_full": [
-        "TD3, feed-forward", "TD3, LSTM actor and critic", "TD3, GRU actor and critic",
-        "PPO, LSTM actor and critic", "PPO, LSTM actor only", "PPO, LSTM critic only"]}
+    assert labels(results) == {f"{HOPPER}_full": ["TD3, no memory", "TD3, LSTM", "TD3, GRU", "TD3, minGRU",
+                                                  "PPO, LSTM", "PPO, LSTM actor only", "PPO, LSTM critic only"]}
+    assert [line.colour for line in lines_of(results)][:5] == [*drawing.COLOURS.values(), drawing.COLOURS["LSTM"]]
 
 
 def test_the_axis_says_where_steps_are_updates(results):
     write_run(results)
-    [groups] = plot.group_runs(plot.read_results(results)).values()
-    assert plot.unit(groups) == "environment steps"
     write_run(results, "BCQ", dataset="hopper/td3-v0")
-    [groups] = plot.group_runs(plot.read_results(results)).values()
-    assert plot.unit(groups) == "environment steps (BCQ: updates)"
-    axes = plot.figure("title", groups).axes
-    assert axes[0].get_xlabel() == plot.unit(groups)
-    assert [g.label() for g in groups][1] == "BCQ, feed-forward, dataset=hopper/td3-v0"
+    assert [ax.get_xlabel() for ax in drawing.curves(lines_of(results)).axes] == ["steps in the environment", "updates"]
 
 
 def test_a_figure_per_environment_and_observation(results):
@@ -98,34 +100,36 @@ def test_a_figure_per_environment_and_observation(results):
     write_run(results, observe="positions", flicker=0.2)
     write_run(results, env="ns/Env-v1")
     assert set(labels(results)) == {f"{HOPPER}_full", f"{HOPPER}_positions", f"{HOPPER}_positions_flicker=0.2", "ns-Env-v1_full"}
-    rows = draw(results)
-    assert [row["observation"] for row in rows] == ["fully observed", "positions only", "positions only, flicker=0.2",
-                                                    "fully observed"]
-    assert {path.stem for path in (results.parent / "plots").glob("*.png")} == set(labels(results))
+    draw(results)
+    assert {path.stem for path in (results.parent / "plots").glob("*.png")} == {*labels(results), "overview"}
 
 
 def test_seeds_and_bookkeeping_do_not_part_a_line(results):
     write_run(results, seed=0)
     write_run(results, seed=1, results_dir="elsewhere", threads=2, device="cuda", save_model=True, overwrite=True,
               eval_freq=1_000, eval_episodes=3)
-    [(_, [group])] = plot.group_runs(plot.read_results(results)).items()
-    assert [run.config["seed"] for run in group.runs] == [0, 1]
+    [line] = lines_of(results)
+    assert [run.config["seed"] for run in line.runs] == [0, 1]
 
 
-@pytest.mark.parametrize("policy", ["TD3", "PPO"])
-def test_the_length_of_a_run_parts_lines(results, policy):
-    """A short try of one's own must not cut the line of longer runs short."""
-    write_run(results, policy, seed=0)
-    write_run(results, policy, seed=1, max_timesteps=40_000)
-    assert labels(results)[f"{HOPPER}_full"] == [f"{policy}, feed-forward", f"{policy}, feed-forward, max_timesteps=40000"]
+@pytest.mark.parametrize("flags,label", [
+    (dict(max_timesteps=40_000), "no memory, 40k steps"),             # a short try must not cut the line of longer runs short
+    (dict(lr=0.5), "no memory, lr=0.5"),
+    (dict(load_model="elsewhere/x_seed=0.best.pt"), "no memory, load_model=x.best.pt"),
+    (recurrent(seq_len=8), "LSTM"),                                    # nothing to tell it apart from
+    (recurrent(core="gru", hidden_layers=1), "GRU, hidden_layers=1")])
+def test_other_flags_part_lines_and_stand_in_the_label(results, flags, label):
+    write_run(results)
+    for seed in (1, 2):
+        write_run(results, seed=seed, **flags | {k: v.replace("0", str(seed)) for k, v in flags.items() if k == "load_model"})
+    assert labels(results)[f"{HOPPER}_full"] == ["TD3, no memory", f"TD3, {label}"]
 
 
-def test_other_flags_stand_in_the_label_in_order(results):
+def test_a_label_names_only_what_tells_lines_apart_in_order(results):
     for seq_len in ("full", 64, 8):
         write_run(results, **recurrent(seq_len=seq_len, replay_ratio=7.0))
-    write_run(results, **recurrent(seq_len=32))                        # the default of a recurrent TD3
-    assert labels(results)[f"{HOPPER}_full"] == ["TD3, LSTM actor and critic"] + [
-        f"TD3, LSTM actor and critic, seq_len={x}, replay_ratio=7" for x in (8, 64, "full")]
+    write_run(results, replay_ratio=7.0)
+    assert labels(results)[f"{HOPPER}_full"] == ["TD3, no memory"] + [f"TD3, LSTM, seq_len={x}" for x in (8, 64, "full")]
 
 
 @pytest.mark.parametrize("flag", ["burn_in", "load_model"])
@@ -137,42 +141,54 @@ def test_a_run_from_before_a_flag_was_added_belongs_to_its_default(results, flag
     del info["config"][flag]
     with open(path + ".json", "w") as file:
         json.dump(info, file)
-    assert labels(results)[f"{HOPPER}_full"] == ["TD3, feed-forward"]
+    assert labels(results)[f"{HOPPER}_full"] == ["TD3, no memory"]
+
+
+@pytest.mark.parametrize("flags,compared", [
+    (dict(lr=0.5), True), (dict(lr=0.6), False), (dict(lr=0.5, seq_len=8), True), (dict(lr=0.5, env="Pendulum-v1"), False)])
+def test_memory_is_compared_with_none_where_all_else_is_equal(results, flags, compared):
+    for seed in range(2):
+        write_run(results, seed=seed, lr=0.5)
+        write_run(results, seed=seed, **recurrent(**flags))
+    [none] = [line for line in lines_of(results) if line.memory == "none"]
+    [line] = [line for line in lines_of(results) if line.memory != "none"]
+    assert none.without is None and bool(line.without) == compared
+    assert drawing.tally(lines_of(results)) == ("0 of 1" if compared else "")
 
 
 # ---------------------------------------------------------------------- numbers
 
-def test_the_last_five_evaluations_by_hand(results):
+def test_the_last_five_evaluations_by_hand(results, capsys):
     steps = range(0, 60_001, 10_000)                                   # seven evaluations: the first two do not count
     write_run(results, seed=3, curve={step: [10 * i, 10 * i + 4] for i, step in enumerate(steps)})
     write_run(results, seed=4, curve={step: [100, 102] for step in steps}, finished=False)
-    [row] = draw(results)
+    rows = draw(results)
     first = (22 + 32 + 42 + 52 + 62) / 5
-    assert float(row["mean"]) == pytest.approx((first + 101) / 2, abs=0.05)
-    assert row["per_seed"] == f"3:{first:.1f} 4:101.0"
-    assert (row["seeds"], row["unfinished"], row["steps"], row["minutes"]) == ("2", "1", "60000", "10.0")
-    assert (float(row["low"]), float(row["high"]), row["kind"]) == (first, 101, "range")   # of two seeds
+    assert [(row["seed"], float(row["last"]), row["finished"], row["steps"], row["minutes"]) for row in rows] == [
+        ("3", first, "True", "60000", "10"), ("4", 101, "False", "60000", "10")]
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  TD3"))
+    assert said.split() == ["TD3", "no", "memory", "2*", "60k", "71.5", "(42", "to", "101,", "range)"]
 
 
 def test_the_mean_is_over_the_steps_that_all_seeds_share(results):
-    write_run(results, seed=0, curve={step: [1] for step in range(0, 60_001, 10_000)})
+    write_run(results, seed=0, curve={step: [1 + step / 1e6] for step in range(0, 60_001, 10_000)})
     write_run(results, seed=1, curve={step: [3] for step in range(0, 40_001, 5_000)}, finished=False)
-    [groups] = plot.group_runs(plot.read_results(results)).values()
-    assert groups[0].steps == [0, 10_000, 20_000, 30_000, 40_000]
-    assert np.array_equal(groups[0].returns.mean(0), np.full(5, 2))
-    [row] = draw(results)
-    assert (row["steps"], row["mean"]) == ("40000", "2.0")
+    [line] = lines_of(results)
+    assert list(line.table().index) == [0, 10_000, 20_000, 30_000, 40_000]
+    assert list(line.last) == pytest.approx([1.02, 3])
+    assert {row["steps"] for row in draw(results)} == {"40000"}
 
 
-def test_table(results, capsys):
-    write_run(results, seed=0)
-    write_run(results, seed=1)
-    write_run(results, observe="velocities", finished=False, **recurrent())
-    draw(results)
-    out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if line.startswith("TD3, feed-forward"))
-    assert line.split()[2:] == ["2", "40k", "301.5", "301.0", "to", "302.0", "(range)", "6.7", "0:301.0", "1:302.0"]
-    assert f"{HOPPER}, velocities only" in out and "1*" in out and "nan" not in out
+def test_the_tables_are_tidy_and_fit(results, capsys):
+    """summary.csv has a row per run and a column per flag; the terminal's table 100 columns."""
+    for seed in range(5):
+        write_run(results, seed=seed, replay_ratio=7.0, **recurrent(seq_len="full", hidden_init="stored", memory_input="obs"))
+        write_run(results, seed=seed, curve={0: [-1234567.0]}, **recurrent(critic_hidden="zero", hidden_init="stored"))
+    rows = draw(results)
+    assert len(rows) == 10 and {(row["policy"], row["memory"], row["core_size"]) for row in rows} == {("TD3", "LSTM", "64")}
+    assert {(row["seq_len"], row["replay_ratio"]) for row in rows} == {("full", "7"), ("32", rows[0]["replay_ratio"])}
+    assert not {"results_dir", "overwrite", "save_model"} & {*rows[0]}
+    assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 100   # the last one names a folder
 
 
 # ---------------------------------------------------------------------- figures
@@ -183,17 +199,9 @@ def test_drawing_twice_gives_the_same_bytes(results):
         write_run(results, "PPO", seed=seed, **recurrent())
     draw(results, results.parent / "a")
     draw(results, results.parent / "b")
-    for name in (f"{HOPPER}_full.png", "summary.csv"):
+    for name in (f"{HOPPER}_full.png", "overview.png", "summary.csv"):
         assert (results.parent / "a" / name).read_bytes() == (results.parent / "b" / name).read_bytes()
-    height, width = imread(results.parent / "a" / f"{HOPPER}_full.png").shape[:2]
-    assert width == 1500 and height < 1500
-
-
-def drawn(results):
-    """The one figure of some results, laid out, and the boxes of its axes and its texts by kind."""
-    [((env, observation, _), groups)] = plot.group_runs(plot.read_results(results)).items()
-    fig = plot.figure(f"{env}, {observation}", groups)
-    return fig, [ax.get_window_extent() for ax in fig.axes], [ax.get_legend().get_window_extent() for ax in fig.axes]
+    assert imread(results.parent / "a" / "overview.png").shape[1] == 1350     # nine inches: the README shows it as large
 
 
 def apart(boxes):
@@ -204,72 +212,139 @@ def apart(boxes):
 def test_nothing_overlaps_and_nothing_is_cut_off(results, many):
     for seed in range(2):
         write_run(results, seed=seed, replay_ratio=7.0)
-        for flags in [dict(seq_len="full", hidden_init="stored", core_size=9, memory_input="obs")] + \
+        write_run(results, "PPO", seed=seed, **recurrent())
+        for flags in [dict(seq_len="full", hidden_init="stored", core_size=9, memory_input="obs", burn_in=0)] + \
                 [dict(seq_len=x) for x in ((1, 2, 4, 8, 16, 64, 128) if many else ())]:
             write_run(results, seed=seed, replay_ratio=7.0, finished=False, **recurrent(**flags))
-    fig, axes, legends = drawn(results)
-    assert len(axes) == (2 if many else 1)
-    boxes = axes + legends + [text.get_window_extent() for text in (fig._suptitle, fig._supxlabel)]
-    assert apart(boxes)
-    assert all(0 <= b.x0 and b.x1 <= fig.bbox.x1 and 0 <= b.y0 and b.y1 <= fig.bbox.y1 for b in boxes)
+    for fig in (drawing.curves(lines_of(results)), drawing.overview(lines_of(results))):
+        inside = [tick for ax in fig.axes for place, tick in zip(ax.get_yticks(), ax.get_yticklabels())
+                  if min(ax.get_ylim()) <= place <= max(ax.get_ylim())]
+        written = [text for ax in fig.axes for text in [ax._left_title, ax.xaxis.label, *ax.texts]] + inside
+        boxes = [text.get_window_extent() for text in [fig._suptitle, fig._supxlabel, *written] if text.get_text()]
+        assert len(boxes) > 8 and apart(boxes)
+        assert all(-1 <= b.x0 and b.x1 <= fig.bbox.x1 + 1 and -1 <= b.y0 and b.y1 <= fig.bbox.y1 + 1 for b in boxes)
+        assert all(text.get_size() >= 8 for text in written)
 
 
-def test_figure_says_what_it_shows(results):
+def test_the_overview_says_what_it_shows(results):
+    """Every seed a dot, the mean a line, published values a mark, memory beside none."""
     for seed in range(3):
-        write_run(results, seed=seed, observe="positions", lr=0.5, curve={0: [1] * 4, 5_000: [2] * 4, 75_000: [seed] * 4})
-    write_run(results, "PPO", observe="positions", lr=0.5, hidden_size=9, finished=False, **recurrent())
-    fig, _, _ = drawn(results)
-    [ax] = fig.axes
-    text = fig._supxlabel.get_text().replace("\n", " ")
-    assert fig._suptitle.get_text() == f"{HOPPER}, positions only"
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("environment steps", "evaluation return")
-    assert "60k" in [tick.get_text() for tick in ax.get_xticklabels()]
-    legend = [entry.get_text().replace("\u00a0", " ") for entry in ax.get_legend().get_texts()]
-    assert legend == ["TD3, feed-forward (3 seeds)", "PPO, LSTM actor and critic, hidden_size=9 (1 seed)"]
-    for words in ("mean over 1 to 3 seeds", "with fewer than 5 seeds their range, or none with one seed", "2 to 4 per seed",
-                  "40k to 75k environment steps",
-                  "Set for all lines: lr=0.5.", "Unfinished: PPO, LSTM actor and critic, hidden_size=9, seed 0, at 40k."):
-        assert words in text, (words, text)
+        write_run(results, seed=seed, curve={0: [seed]})
+        write_run(results, seed=seed, curve={0: [10 + seed]}, **recurrent())
+        write_run(results, seed=seed, observe="positions", curve={0: [2 * seed]}, **recurrent())
+    write_run(results, "PPO", **recurrent())
+    fig = drawing.overview(lines_of(results))
+    hidden, full = fig.axes
+    said = texts(fig)
+    for words in ("1 of 1 times the worst seed with memory ends above the best one without", "11 (3)", "2 (3)",
+                  "Hop on one leg, fully observed: 1 of 1", "Hop on one leg, positions only"):
+        assert words in said, words
+    assert [tick.get_text() for tick in full.get_yticklabels()] == ["TD3, no memory", "TD3, LSTM", "PPO, no memory", "PPO, LSTM"]
+    assert [list(line.get_xdata()) for line in full.lines if line.get_marker() == "o"][:2] == [[0, 1, 2], [10, 11, 12]]
+    assert [[line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] for ax in (hidden, full)] == [
+        [drawing.PUBLISHED[f"{HOPPER}_positions", "TD3", memory] for memory in (False, True)],
+        [drawing.PUBLISHED[f"{HOPPER}_full", policy, False] for policy in ("TD3", "PPO")]]
 
 
-def test_lines_look_different(results):
-    for policy in MODULES:
-        write_run(results, policy)
-        for flags in (dict(), dict(core="gru")):
-            write_run(results, policy, **recurrent(**flags))
-    fig, _, _ = drawn(results)
-    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in fig.axes[0].get_legend().get_lines()]
-    assert len(looks) == 6 and len({color for color, _, _ in looks}) == 6
-
-
-def test_panels_hold_every_line_beside_what_it_is_compared_with(results):
-    write_run(results)
-    for flags in [dict(seq_len=x) for x in (1, 8, 16, 64, "full")] + [dict(), dict(hidden_init="stored")] + \
-            [dict(hidden_init="stored", critic_hidden=x) for x in ("actor", "zero")]:
-        write_run(results, **recurrent(**flags))
-    [groups] = plot.group_runs(plot.read_results(results)).values()
-    panels = dict(plot.split(groups, {}))
-    assert {title: len(lines) for title, lines in panels.items()} == {"TD3, seq_len": 7, "TD3, hidden_init, critic_hidden": 5}
-    assert {id(g) for lines in panels.values() for g in lines} == {id(g) for g in groups}
-
-
-def test_the_first_steps_of_all_stand_beside_much_longer_runs(results):
-    write_run(results, finished=False)                                 # 40k
-    for seed, finished in enumerate([True, False]):
-        write_run(results, "PPO", seed, curve={step: [seed] for step in range(0, 130_000, 10_000)}, finished=finished)
-    fig, _, _ = drawn(results)
-    first, whole = fig.axes
-    assert [ax.get_title(loc="left") for ax in (first, whole)] == ["the first 40k steps", "all steps"]
-    assert max(first.get_xlim()) < 45_000 and max(whole.get_xlim()) > 120_000 and first.get_ylim() == whole.get_ylim()
-    assert [line.get_color() for line in first.lines] == [line.get_color() for line in whole.lines][:-1]
-    crosses = [[line.get_xdata()[-1] for line in ax.lines if line.get_marker() == "x"] for ax in (first, whole)]
-    assert crosses == [[40_000], [40_000, 120_000]]                    # an unfinished run ends where it ends
+def test_curves_have_a_panel_per_algorithm_of_at_most_four_lines(results):
+    for seed in range(3):
+        write_run(results, seed=seed, curve={0: [1] * 4, 5_000: [2] * 4, 75_000: [seed] * 4}, finished=seed > 0)
+    for seq_len in (1, 2, 4, 8):
+        write_run(results, **recurrent(seq_len=seq_len))
+    write_run(results, "PPO")
+    fig = drawing.curves(lines_of(results))
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["TD3", "TD3: LSTM, seq_len=8 301", "PPO: no memory 301"]
+    ends = [[text.get_text().replace("\n", " ").replace("\u00a0", " ") for text in ax.texts] for ax in fig.axes]
+    assert sorted(ends[0] + ends[1]) == [f"LSTM, seq_len={x}, 1 seed" for x in (1, 2, 4, 8)] + ["no memory, 3 seeds"]
+    assert [len(them) for them in ends] == [4, 1, 1]
+    ax = fig.axes[0]
+    keys = [(line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_transform() == ax.transAxes]
+    assert len(keys) == len(set(keys)) == 4 and "60k" in [tick.get_text() for tick in fig.axes[0].get_xticklabels()]
+    assert fig.axes[0].get_ylabel() == "return" and "\u00d7 is where an unfinished run stands." in fig._supxlabel.get_text()
+    crosses = [list(line.get_xdata()) for ax in fig.axes for line in ax.lines if line.get_marker() == "x"]
+    assert crosses == [[75_000]]
 
 
 def test_a_run_that_has_only_begun_is_drawn(results):
     write_run(results, curve={0: [5]}, finished=False)
     [row] = draw(results)
-    assert (row["mean"], row["low"], row["high"], row["kind"]) == ("5.0", "", "", "")
+    assert row["last"] == "5"
+
+
+# ---------------------------------------------------------------------- choosing
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with results/reference, results/history and, if `own` is called, a run of one's own."""
+    for folder, flags in (("reference", {}), ("reference", dict(env="Pendulum-v1")), ("history", dict(hidden_layers=1))):
+        (tmp_path / "results" / folder).mkdir(parents=True, exist_ok=True)
+        for seed in range(2):
+            write_run(tmp_path / "results" / folder, seed=seed, **flags)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("plots/**/*.*"))
+
+
+OVERVIEW = ["overview.png", "summary.csv"]
+
+
+@pytest.mark.parametrize("words,where,figures", [
+    ([], "plots", [f"{HOPPER}_full.png", "Pendulum-v1_full.png"]),
+    (["--all"], "plots/own", [f"{HOPPER}_full.png", "Pendulum-v1_full.png"]),
+    (["--env", "pend*"], "plots/own", ["Pendulum-v1_full.png"]),
+    (["--where", "env=Pendulum-v1", "--where", f"env={HOPPER}"], "plots/own", [f"{HOPPER}_full.png", "Pendulum-v1_full.png"]),
+    (["--policy", "TD3", "--where", "lr=6e-4", "--env", HOPPER], "plots/own", [f"{HOPPER}_full.png"]),
+    (["results/history"], "plots/own", [f"{HOPPER}_full.png"]),
+    (["results/history/run0.csv"], "plots/own", [f"{HOPPER}_full.png"])])
+def test_what_is_chosen_leaves_the_committed_figures_alone(project, words, where, figures, capsys):
+    plot.main(words)
+    assert written(project) == sorted(f"{where}/{name}" for name in figures + OVERVIEW)
+    assert ("hidden_layers=1" in capsys.readouterr().out) == ("--all" in words)
+
+
+def test_ones_own_runs_are_drawn_beside_the_reference_and_on_its_tasks_only(project):
+    write_run(project / "results", seed=0, curve={0: [5.0], 500: [7.0]}, max_timesteps=500, eval_freq=500)
+    plot.main([])
+    assert written(project) == sorted(f"plots/own/{name}" for name in [f"{HOPPER}_full.png", *OVERVIEW])
+    lines = plot.make_lines(plot.read_runs({"results/reference": False, "results": True}))
+    assert [(line.label, line.own, len(line.runs)) for line in lines] == [
+        ("no memory", False, 2), ("no memory, 500 steps, yours", True, 1), ("no memory", False, 2)]
+    assert max(drawing.curves(lines[:2]).axes[0].get_xlim()) < 600      # the reference is drawn as far as it goes
+
+
+def test_ones_own_run_of_the_references_flags_and_seed_does_not_take_its_place(project, capsys):
+    write_run(project / "results", seed=0)
+    lines = plot.make_lines(plot.read_runs({"results/reference": False, "results": True}))
+    assert [line.label for line in lines[:2]] == ["no memory", "no memory, yours"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words,says", [
+    (["--env", "Hoper*"], f"no run that is left has env=Hoper*; there is {HOPPER}, Pendulum-v1"),
+    (["--where", "lr=1", "--env", HOPPER], "lr=1; there is 0.0006"), (["--where", "seqlen"], "no such flag"),
+    (["--study", "x.toml", "--all"], "--study draws all of one study")])
+def test_what_no_run_has_is_one_line(project, words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot.main(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_git_follows_committed_results_and_none_of_ones_own(tmp_path):
+    """.gitignore, in a repository of its own."""
+    root = os.path.dirname(os.path.abspath(plot.__file__))
+    shutil.copy(os.path.join(root, ".gitignore"), tmp_path)
+    own = ["results/run.csv", "results/run.json", "results/run.staleness.csv", "results/tensorboard/run/events",
+           "results/sweep/a.csv", "plots/own/overview.png", "hopper.gif"]
+    kept = ["results/reference/run.csv", "results/history/pilot/run.json", "results/memory/PPO_cue.csv", "plots/overview.png"]
+    for name in own + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    said = subprocess.run(["git", "-C", tmp_path, "status", "--porcelain", "-uall"], capture_output=True, text=True).stdout
+    assert {line[3:] for line in said.splitlines()} == {*kept, ".gitignore"}
 
 
 # ---------------------------------------------------------------------- bad input
@@ -344,7 +419,7 @@ DAMAGE = {
 def test_a_damaged_run_among_good_ones_is_left_out_with_a_warning(results, damage, capsys):
     write_run(results, seed=0)
     DAMAGE[damage](write_run(results, seed=1, name="bad"))
-    [run] = plot.read_results(results)
+    [run] = plot.read_runs({str(results): False})
     out, error = capsys.readouterr()
     assert run.config["seed"] == 0 and out == ""
     assert error.startswith("warning: ") and "bad." in error and error.count("\n") == 1
@@ -358,8 +433,8 @@ def test_results_from_before_their_lines_were_counted_are_drawn(results):
     with open(path + ".json", "w") as file:
         json.dump(info, file)
     cut(path, ".csv", lines=slice(-1))
-    [run] = plot.read_results(results)
-    assert max(run.curve) == 40_000
+    [run] = plot.read_runs({str(results): False})
+    assert max(run.table.index) == 40_000
 
 
 @pytest.mark.parametrize("damage", ["no last line", "gone"])
@@ -371,9 +446,9 @@ def test_measurements_that_are_cut_or_gone_are_left_out(results, damage, capsys)
     info["lines"][".staleness.csv"] = 3
     with open(path + ".json", "w") as file:
         json.dump(info, file)
-    assert plot.read_run(path).staleness["first"] == {5_000: 0.5, 10_000: 0.5}
+    assert dict(plot.read_run(path).table.delta_q_first.dropna()) == {5_000: 0.5, 10_000: 0.5}
     cut(path, ".staleness.csv", lines=slice(-1)) if damage == "no last line" else os.remove(path + ".staleness.csv")
-    assert "run0.staleness.csv is missing or damaged" in refused(results, capsys)
+    assert "run0.csv or .json is missing or damaged" in refused(results, capsys)
 
 
 @pytest.mark.parametrize("env", ["$", "$x", r"$\frac$", "a/b:c", "%s", "{}", "..", " ", "_^"])
@@ -382,7 +457,7 @@ def test_strange_names_are_drawn_as_they_are(results, env):
     write_run(results, env=env, another=3)
     write_run(results, env=env, another=None)
     assert {row["env"] for row in draw(results)} == {env}
-    assert len(list((results.parent / "plots").glob("*.png"))) == 1
+    assert len(list((results.parent / "plots").glob("*.png"))) == 2
 
 
 STRANGE = [None, True, -1, 0, 0.5, 10 ** 30, 1e308, "", "x", "$", "9" * 5_000, "full", "nan", [], {}, [[1]], math.nan, "\0",
@@ -426,14 +501,14 @@ def test_whatever_lies_among_the_results_the_good_ones_are_drawn(tmp_path, seed)
     write_run(results, env="Good-v0", name="good")
     for number in range(20):
         path = write_run(results, random.choice(["TD3", "PPO"]), number % 3, staleness=True, name=f"bad{number}", **recurrent())
-        write_staleness(path, [(5_003, 0.5, 0.1), (10_000, None, None), (15_001, 0.7, 0.3)])
+        write_staleness(path, [(5_003, 0.5, 0.1), (10_000, "nan", "nan"), (15_001, 0.7, 0.3)])
         mutate(random, path)
         with contextlib.suppress(Exception):
             mutate(random, path)
-    plot.main(["--results_dir", str(results), "--plots_dir", str(tmp_path / "plots")])
+    plot.main([str(results), "--plots_dir", str(tmp_path / "plots")])
     assert imread(tmp_path / "plots" / "Good-v0_full.png").std() > 0.05
     with open(tmp_path / "plots" / "summary.csv", newline="") as file:
-        assert [row["mean"] for row in csv.DictReader(file) if row["env"] == "Good-v0"] == ["301.0"]
+        assert [row["last"] for row in csv.DictReader(file) if row["env"] == "Good-v0"] == ["301"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -449,7 +524,7 @@ def test_a_file_of_results_names_no_module_to_import(results, policy, monkeypatc
     write_run(results, seed=0)
     with open(write_run(results, seed=1, name="bad") + ".json", "w") as file:
         json.dump(dict(config=dict(policy=policy, recurrent_actor=False, recurrent_critic=False)), file)
-    assert len(plot.read_results(results)) == 1 and "there is no policy" in capsys.readouterr().err
+    assert len(plot.read_runs({str(results): False})) == 1 and "there is no policy" in capsys.readouterr().err
     assert "video" not in sys.modules
 
 
@@ -464,21 +539,20 @@ def refused(results, capsys, plots_dir=None):
 
 def test_no_results(results, capsys):
     assert "run main.py first" in refused(results, capsys)
-    assert "run main.py first" in refused(results / "nowhere", capsys)
+    assert "nowhere.json is no file" in refused(results / "nowhere", capsys)
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
 def test_a_file_without_its_partner(results, ending, capsys):
     write_run(results, name="run")
     (results / f"run.{ending}").unlink()
-    assert f"run.{ending} is missing or damaged (" in refused(results, capsys)
+    assert f"run.{ending} is no file" in refused(results, capsys)
 
 
 def test_the_same_run_twice_counts_once(results, capsys):
     write_run(results, name="a")
     write_run(results, name="b")
-    [row] = draw(results)
-    assert row["seeds"] == "1" and "b.csv repeats" in capsys.readouterr().err
+    assert len(draw(results)) == 1 and "b.csv repeats" in capsys.readouterr().err
 
 
 def test_plots_dir_that_cannot_be_written(results, capsys):
@@ -494,71 +568,42 @@ def test_unknown_flag_exits_with_2(capsys):
     assert stop.value.code == 2 and error.startswith("error: ") and "--what" in error and error.count("\n") == 1
 
 
-def test_runs_of_a_study_are_in_its_own_figures_only(results):
-    (results / "pilot").mkdir()
-    write_run(results)
-    write_run(results / "pilot", "PPO")
-    assert labels(results) == {f"{HOPPER}_full": ["TD3, feed-forward"]}
-    assert labels(results / "pilot") == {f"{HOPPER}_full": ["PPO, feed-forward"]}
-
-
-def test_a_run_of_ones_own_takes_the_place_of_the_reference(results, capsys):
-    (results / "reference").mkdir()
-    write_run(results / "reference", seed=0, curve={0: [1.0]}, name="a")
-    write_run(results / "reference", seed=1, curve={0: [2.0]}, name="b")
-    write_run(results, seed=0, curve={0: [5.0]}, name="z")
-    runs = plot.read_results(str(results))
-    assert sorted((run.config["seed"], run.curve[0]) for run in runs) == [(0, 5.0), (1, 2.0)]
-    assert "repeats the flags" in capsys.readouterr().err
-
-
 # ---------------------------------------------------------------------- stale hidden states
 
 def write_staleness(path, rows):
     """rows: step, Delta-Q at the first, at the last trained step; None where no window could be measured."""
     with open(path + ".staleness.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "windows", "left_out", "delta_q_first", "delta_q_last"])
-        writer.writerows([step, 0 if first is None else 64, 0, first, last] for step, first, last in rows)
+        writer.writerow(["step", "windows", "left_out", *tables.STALENESS])
+        writer.writerows([step, 0 if first is None else 64, 0, first, last, 0, 0] for step, first, last in rows)
 
 
-def test_a_second_figure_of_the_runs_that_measured_it(results, capsys):
-    write_staleness(write_run(results, seed=0, **recurrent()), [(5_003, 0.5, 0.1), (10_000, "nan", 0.2), (15_001, 0.7, 0.3)])
+def test_figures_of_the_runs_that_measured_it(results, capsys):
+    """A measurement stands at the evaluation before it."""
+    write_staleness(write_run(results, seed=0, **recurrent()), [(5_003, 0.5, 0.1), (10_000, "nan", "nan"), (15_001, 0.7, 0.3)])
     write_staleness(write_run(results, seed=1, staleness=True, **recurrent()),
                     [(5_001, 0.3, 0.3), (10_002, 0.1, 0.1), (15_000, 0.1, 0.5)])
     write_staleness(write_run(results, **recurrent(hidden_init="stored")), [(5_000, None, None)])
     write_run(results)
     write_run(results, observe="positions")
-    [groups, _] = plot.group_runs(plot.read_results(results)).values()
-    first, last = plot.delta_q_panels(groups)
-    assert [g.label() for g in first[1]] == [g.label() for g in last[1]] == ["TD3, LSTM actor and critic"]
-    assert first[1][0].steps == [5_000, 15_000] and np.allclose(first[1][0].returns, [[0.5, 0.7], [0.3, 0.1]])
-    assert np.allclose(last[1][0].returns, [[0.1, 0.3], [0.3, 0.5]])
+    [line] = [line for line in lines_of(results) if len(line.table("delta_q_first"))]
+    for column, means in (("delta_q_first", {5_000: 0.4, 15_000: 0.4}), ("delta_q_last", {5_000: 0.2, 15_000: 0.4})):
+        assert dict(line.table(column).mean(axis=1)) == pytest.approx(means)
     draw(results)
     assert capsys.readouterr().err == ""
-    names = [f"{HOPPER}_full", f"{HOPPER}_full_staleness", f"{HOPPER}_positions"]
-    plots = results.parent / "plots"
-    assert sorted(path.stem for path in plots.glob("*.png")) == names
-    assert imread(plots / f"{names[1]}.png").std() > 0.05
+    assert sorted(path.stem for path in (results.parent / "plots").glob("*.png")) == [
+        f"{HOPPER}_full", f"{HOPPER}_full_delta_q_first", f"{HOPPER}_full_delta_q_last", f"{HOPPER}_positions", "overview"]
 
 
 def test_measurements_of_seeds_that_share_no_step_are_not_drawn(results):
     for seed, step in enumerate((5_000, 10_000)):
         write_staleness(write_run(results, seed=seed, **recurrent()), [(step, 0.5, 0.1)])
     draw(results)
-    assert [path.stem for path in (results.parent / "plots").glob("*.png")] == [f"{HOPPER}_full"]
+    assert sorted(path.stem for path in (results.parent / "plots").glob("*.png")) == [f"{HOPPER}_full", "overview"]
 
 
 def test_damaged_measurements_are_one_line(results, capsys):
     write_run(results, seed=0)
     write_staleness(write_run(results, seed=1, name="bad"), [(5_000, "much", 0.1)])
-    assert len(plot.read_results(results)) == 1
-    assert capsys.readouterr().err.startswith(f"warning: {results}/bad.staleness.csv is missing or damaged")
-
-
-def test_a_run_that_starts_from_a_model_is_a_line_of_its_own(results):
-    """Each seed may start from a model of its own, wherever that lies."""
-    write_run(results)
-    for seed in (1, 2):
-        write_run(results, seed=seed, load_model=f"{results}/x_seed={seed}.best.pt")
-    assert labels(results) == {f"{HOPPER}_full": ["TD3, feed-forward", "TD3, feed-forward, load_model=x.best.pt"]}
+    assert len(plot.read_runs({str(results): False})) == 1
+    assert capsys.readouterr().err.startswith(f"warning: {results}/bad.csv or .json is missing or damaged")

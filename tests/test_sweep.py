@@ -696,7 +696,7 @@ def collect(tmp_path):
         with open(run + ".json", "w") as file:
             json.dump(dict(config=config | dict(seed=seed), finished=True, lines={".csv": 4}, seconds=9, cpu_seconds=6), file)
         spoil(run)
-        tables.collect(str(tmp_path / "case"), "arm", ["arm"], run)
+        tables.collect(str(tmp_path / "case"), "arm", ["arm"], run, sweep.check_saved)
     return collect, str(tmp_path / "case")
 
 

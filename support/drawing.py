@@ -1,0 +1,205 @@
+"""Figures of plot.py: the overview of dots, and curves with a panel per algorithm. Colour is memory, wherever it is drawn."""
+import functools
+import textwrap
+from dataclasses import dataclass
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from support.statistics import FEW, INTERVAL, interval
+from support.tasks import PUBLISHED, SOURCES, task
+
+LAST = 5                                                               # evaluations in the number of a run
+MOST = 4                                                               # lines of a panel
+INK, FAINT = "#1a1a1a", "#5f5f5f"
+COLOURS = {"none": "#6b6b6b", "LSTM": "#0072b2", "GRU": "#d55e00", "minGRU": "#009e73"}    # after Okabe and Ito
+STYLE = ["default", {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                     "grid.color": "#e8e8e8", "axes.axisbelow": True, "text.parse_math": False}]   # $ in a name is a $
+SPREAD = f"{INTERVAL}, with fewer than {FEW} seeds their range"
+BETTER = " times the worst seed with memory ends above the best one without"
+short = EngFormatter(sep="")                                           # 200k, 1.5M
+
+
+@dataclass(eq=False)
+class Line:
+    """Runs that differ in nothing but the seed."""
+    env: str
+    seen: str                   # in words, what the agent sees
+    file: str                   # name of the figure of both, without an ending
+    policy: str
+    memory: str                 # in words
+    colour: str
+    config: dict                # all its flags
+    flags: dict                 # those that differ from the defaults
+    own: bool                   # its reader's, not a committed one
+    offline: bool               # its steps are updates
+    runs: list                  # each has: config, table (a row per evaluation, its index the step), finished
+    label: str = ""             # memory, and the flags in which the lines of an algorithm differ
+    without: "Line | None" = None     # the line without memory that it is compared with
+
+    def table(self, column="return_mean"):
+        """(steps, seeds), of the steps at which all seeds have been evaluated."""
+        return pd.concat({run.config["seed"]: run.table[column].dropna() for run in self.runs}, axis=1).dropna().sort_index()
+
+    @functools.cached_property
+    def last(self):
+        """Of each seed, the mean of its last evaluations."""
+        return self.table().tail(LAST).mean()
+
+    @property
+    def heading(self):
+        """The task in one line: what is to be done and what is seen."""
+        words = task(self.env)[0].replace("\n", " ")
+        return words if words.startswith("Recall") and self.seen == "fully observed" else f"{words}, {self.seen}"
+
+
+def number(x):
+    """Three digits that matter."""
+    return f"{float(f'{x:.3g}'):g}".replace("-", "\u2212")
+
+
+def grouped(lines, key):
+    """{key: lines}, in the order of the lines."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(key(line), []).append(line)
+    return groups
+
+
+def tally(lines, sentence=""):
+    """Of the lines beside one without memory, how many have all seeds above all of its; and a sentence. "" if there are none."""
+    pairs = [line for line in lines if line.without]
+    better = sum(line.last.min() > line.without.last.max() for line in pairs)
+    return f"{better} of {len(pairs)}{sentence}" if pairs else ""
+
+
+def limits(values, least, most):
+    """The ends of an axis: least and most if what there is lies between them, else a little beyond it."""
+    values = np.concatenate([np.ravel(x) for x in values])
+    room = 0.05 * (np.ptp(values) or 1)
+    low = values.min() - room if least is None or values.min() < least else least
+    high = values.max() + room if most is None or values.max() > most else most
+    return low - 0.01 * (high - low), high + 0.01 * (high - low)       # so that a dot at an end is whole
+
+
+def finish(fig, title, text):
+    fig.suptitle("\n".join(textwrap.fill(line, 88) for line in title.split("\n")), x=0.01, ha="left", weight="bold", size=12)
+    fig.supxlabel(textwrap.fill(text, 130), x=0.01, ha="left", color=FAINT, size=9)
+    for ax in fig.axes:
+        ax.has_data() or ax.remove()                                   # a grid of panels may have one too many
+    fig.draw_without_rendering()                                       # ticks take their style when they are first drawn
+    return fig
+
+
+def dot_plot(title, text, panels, across=1):
+    """A dot per seed. text: what a dot is, and what else is to be said. panels: (title, unit, ends of the axis, rows). A row is
+    label, colour, a value per seed, a published value or None. None in place of a row is a gap."""
+    tall = [sum(1 if row else 0.5 for row in rows) for *_, rows in panels[::across]]
+    with matplotlib.style.context(STYLE):
+        fig = Figure(figsize=(9, 1.3 + sum(0.75 + 0.185 * rows for rows in tall)), dpi=150, layout="constrained")
+        axes = fig.subplots(len(tall), across, squeeze=False, height_ratios=tall)
+        for i, (ax, (name, unit, ends, rows)) in enumerate(zip(axes.flat, panels)):
+            y, ticks = 0, []
+            for row in rows:
+                if row:
+                    label, colour, values, mark = row
+                    ticks.append((y, textwrap.shorten(label, 55, placeholder=" ...") if i % across == 0 else "", colour))
+                    if len(values):
+                        low, high, _ = interval(values)
+                        ax.plot([low, high], [y, y], color=colour, lw=7, alpha=0.25, solid_capstyle="butt")
+                        ax.plot(values, y + np.linspace(-0.15, 0.15, len(values)), "o", color=colour, ms=4, alpha=0.7, mew=0,
+                                clip_on=False, zorder=3)
+                        ax.plot([np.mean(values)] * 2, [y - 0.38, y + 0.38], color=colour, lw=2.2, zorder=3)
+                        ax.text(1.015, y, f"{number(np.mean(values))} ({len(values)})", color=colour, va="center",
+                                transform=ax.get_yaxis_transform())
+                    if mark:
+                        ax.plot(mark, y, "D", mfc="white", mec=INK, mew=1.1, ms=5.5, zorder=4, clip_on=False)
+                y += 1 if row else 0.5
+            ax.set_title(name, loc="left", weight="bold", size=10)
+            places, labels, colours = zip(*ticks)
+            ax.set(xlim=ends, ylim=(places[-1] + 0.7, -0.7), xlabel=unit, yticks=places, yticklabels=labels)
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+            for tick, colour in zip(ax.get_yticklabels(), colours):
+                tick.set_color(colour)
+        return finish(fig, title, f"A dot is a seed: {text[0]} The upright line is their mean, which stands at the right with "
+                      f"their number; the bar is its {SPREAD}. {text[1]}")
+
+
+def overview(lines):
+    """A panel per task, a row per algorithm and memory."""
+    panels, published = [], dict(PUBLISHED)
+    for words, them in grouped(lines, lambda line: line.heading).items():
+        rows = []
+        for policy, mine in grouped(them, lambda line: line.policy).items():
+            if (mine[0].file, policy, False) in published and mine[0].memory != "none":    # published alone
+                rows.append((f"{policy}, no memory", COLOURS["none"], [], published.pop((mine[0].file, policy, False))))
+            rows += [(f"{policy}, {line.label}", line.colour, line.last,
+                      published.pop((line.file, policy, line.memory != "none"), None)) for line in mine] + [None]
+        _, unit, *ends = task(them[0].env)
+        values = [x for row in rows if row for x in (row[2], [row[3]] if row[3] else [])]
+        panels.append((": ".join(filter(None, [words, tally(them)])), unit, limits(values, *ends), rows[:-1]))
+    return dot_plot(tally(lines, BETTER) or "Return at the end of training",
+                    (f"the mean of its last {LAST} evaluations.", SOURCES * (published != PUBLISHED)), panels)
+
+
+def curves(lines, column="return_mean"):
+    """The curves of a task: a panel per algorithm, of at most four lines. column: or a Delta-Q, of the lines that have it"""
+    panels = [mine[i:i + MOST] for mine in grouped(lines, lambda line: line.policy).values() for i in range(0, len(mine), MOST)]
+    across = min(2, len(panels))
+    ends = [[textwrap.fill(f"{line.label}, {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22, break_long_words=False)
+                for line in mine] for mine in panels]                  # what stands beside the end of each line
+    down, tall = -(-len(panels) // across), max(3.3 - across * 0.8, *(0.16 * "\n".join(them).count("\n") + 0.4 for them in ends))
+    (_, unit, *most), title = task(lines[0].env), "\n".join(filter(None, [lines[0].heading, tally(lines, BETTER)]))
+    text = (f"A line is the mean over seeds, the band its {SPREAD}; thin lines are seeds. Numbers are "
+            f"means of the last {LAST} evaluations. Nothing is smoothed.")
+    if column != "return_mean":
+        unit, most, title = "Delta-Q", (0, None), f"{lines[0].heading}: Delta-Q, {column[8:]} trained step of a window"
+    if any(not run.finished for line in lines for run in line.runs):
+        text += " \u00d7 is where an unfinished run stands."
+    with matplotlib.style.context(STYLE):
+        fig = Figure(figsize=(9, 1.4 + (tall + 0.7) * down), dpi=150, layout="constrained")
+        axes = fig.subplots(down, across, squeeze=False, sharey=True)
+        axes[0, 0].set_ylim(limits([line.table(column) for line in lines], *most))
+        for i, (ax, mine, texts) in enumerate(zip(axes.flat, panels, ends)):
+            panel(ax, mine, column, texts, tall)
+            ax.set(xlabel="updates" if mine[0].offline else "steps in the environment", ylabel="" if i % across else unit)
+        return finish(fig, title, text)
+
+
+def panel(ax, lines, column, texts, tall):
+    """The lines of an algorithm, each with its text beside its end, one above the other where these would overlap."""
+    labels, (low, high) = [], ax.get_ylim()
+    for line, text in zip(lines, texts):
+        table, dashes = line.table(column), ["-", "--", ":", "-."][[label[2] for label in labels].count(line.colour)]
+        look = dict(color=line.colour, ls=dashes)
+        ax.plot(table.index, table.mean(axis=1), lw=2, zorder=3, marker="." * (len(table) == 1), **look)
+        ax.fill_between(table.index, *interval(table.T)[:2], color=line.colour, alpha=0.13, lw=0, zorder=1)
+        for run in line.runs:
+            seed = run.table[column].dropna().sort_index()
+            ax.plot(seed.index, seed, lw=0.6, alpha=0.45 * (len(line.runs) > 1), zorder=2, **look)
+            ax.plot(seed.index[-1:], seed.iloc[-1:], "" if run.finished else "x", color=line.colour, ms=8, mew=2, zorder=4)
+        labels.append(((table.mean(axis=1).iloc[-1] - low) / (high - low), text, line.colour, dashes))
+    ends = [f"{line.label} {number(line.last.mean())}" for line in lines]
+    title = f"{lines[0].policy}: {', '.join(ends)}" if column == "return_mean" else lines[0].policy
+    ax.set_title(title if len(title) < 45 else lines[0].policy, loc="left", weight="bold", size=10)
+    # Beside a short run of one's own, longer ones are drawn as far as it goes
+    longest = max(run.table.index.max() for line in [line for line in lines if line.own] or lines for run in line.runs)
+    ax.set_xlim(-0.01 * longest, 1.01 * longest or 1)
+    ax.xaxis.set_major_formatter(short)
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+    ax.tick_params(labelleft=True)
+    labels.sort(key=lambda label: label[0])
+    high, floor, top = [(0.16 * label[1].count("\n") + 0.19) / tall for label in labels], 0, 1.05
+    for i, label in enumerate(labels):
+        labels[i] = max(label[0], floor + high[i] / 2), *label[1:]
+        floor = labels[i][0] + high[i] / 2
+    for i, label in reversed([*enumerate(labels)]):
+        labels[i] = min(label[0], top - high[i] / 2), *label[1:]
+        top = labels[i][0] - high[i] / 2
+    for y, text, colour, dashes in labels:
+        ax.plot([1.02, 1.09], [y, y], color=colour, ls=dashes, lw=2, transform=ax.transAxes, clip_on=False)
+        ax.text(1.11, y, text, color=colour, transform=ax.transAxes, va="center", linespacing=1.05)
