@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -345,6 +346,16 @@ def test_git_follows_committed_results_and_none_of_ones_own(tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     said = subprocess.run(["git", "-C", tmp_path, "status", "--porcelain", "-uall"], capture_output=True, text=True).stdout
     assert {line[3:] for line in said.splitlines()} == {*kept, ".gitignore"}
+
+
+def test_arrows_go_one_way():
+    """What lies in support/ imports nothing of the top level, and drawing is short."""
+    root = pathlib.Path(plot.__file__).parent
+    for path in (root / "support").glob("*.py"):
+        modules = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M)
+        assert not {name for name in modules if (root / f"{name}.py").exists()}, path
+    assert sum(len((root / name).read_text().splitlines()) for name in (
+        "plot.py", "support/drawing.py", "support/study_figures.py")) <= 600
 
 
 # ---------------------------------------------------------------------- bad input
