@@ -1,4 +1,4 @@
-"""Draw results: reads runs and chooses among them; support/drawing.py draws.
+"""Draw results, the same ones to the byte: reads runs and chooses among them; support/drawing.py draws.
 
     python plot.py                                     the committed runs, into plots/
     python plot.py --env 'Hopper*' --policy PPO        some of them; --where seq_len=8 for any other flag
@@ -12,9 +12,8 @@ was chosen goes to plots/own/, which git ignores: your runs, beside the referenc
     overview.png             a row per algorithm and memory, a dot per seed, published values beside them
     ENV_OBSERVATION.png      curves of a task, a panel per algorithm; runs that differ in seed or BOOKKEEPING are one line
     ENV_OBSERVATION_delta_q_first.png, _last.png       of runs with --staleness
+    lookback.png, memory_steps.png    what the policies in results/policies do with their memory
     summary.csv              a row per run, a column per flag; `last` is the mean of its last five evaluations
-
-The same results give the same files, to the byte.
 """
 from support import console
 
@@ -36,7 +35,7 @@ import pandas as pd
 
 from agent import MemoryFlags
 from flags import HANDLING, NOT_LEARNING, POLICIES, RunFlags, check_saved, defaults_of, load_policy
-from support import drawing, study, study_figures, tables
+from support import drawing, lookback_figures, study, study_figures, tables
 from support.results import read_info
 from support.statistics import interval
 from support.system import Parser, fail
@@ -213,7 +212,8 @@ def main(argv=None):
         own = {place(run.config) for run in runs if run.own}
         lines = make_lines([run for run in runs if not own or place(run.config) in own])
         plots_dir = os.path.join("plots", "own") if own or args.paths or args.all or wanted else "plots"
-        table, drawn = summary(lines), {"overview": drawing.overview(lines)}
+        looks = lookback_figures.draw(os.path.join("results", "policies")) if plots_dir == "plots" else {}
+        table, drawn = summary(lines), {"overview": drawing.overview(lines), **looks}
         for file, mine in drawing.grouped(lines, lambda line: line.file).items():
             for column in ("return_mean", "delta_q_first", "delta_q_last"):
                 measured = [line for line in mine if len(line.table(column))]

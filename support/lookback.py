@@ -5,9 +5,8 @@ a comment: all that is needed to make it again.
 
     pandas.read_csv("results/policies/hopper-positions-ppo-recurrent.lookback.csv", comment="#").groupby("lag").influence.mean()
 
-`python plot.py --lookback` draws those of results/policies/.
+`python plot.py` draws those of results/policies/ (support/lookback_figures.py).
 """
-import glob
 import json
 import os
 
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from support.statistics import interval
 from support.system import fail, regular, write_file
 
 SAMPLES = 50                                                           # steps of an episode at which --lookback measures
@@ -129,7 +127,7 @@ def lookback(agent, play, lags, samples, rng):
     return np.array(influence)
 
 
-# ---------------------------------------------------------------------- files and figures
+# ---------------------------------------------------------------------- files
 
 def probe(run, agent, play, about):
     """What --memory_steps and --lookback ask for: measured, printed, written beside the model. Exits with 2 if it cannot be.
@@ -176,26 +174,3 @@ def read(path):
         return about, pd.read_csv(path, comment="#")
     except Exception as error:                                         # of many kinds: what is in a file may be anything
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None
-
-
-def draw(folder, figure):
-    """{"lookback": figure, "memory_steps": figure} of what is in a folder: a panel per policy, the mean over episodes and its
-    interval. figure: a function that makes an empty one with so many panels. Raises ValueError as `read` does."""
-    drawn = {}
-    for kind, words in (("lookback", ("steps back", "influence on the action, in its own spread")),
-                        ("memory_steps", ("steps that the memory is unrolled over", "return"))):
-        found = [read(path) for path in sorted(glob.glob(f"{glob.escape(folder)}/*.{kind}.csv"))]
-        if not found:
-            continue
-        drawn[kind], axes = figure(len(found))
-        for ax, (about, table) in zip(axes, found):
-            steps, value = table.iloc[:, 0].drop_duplicates(), table.columns[-1]
-            each = np.stack([table[table.iloc[:, 0] == step][value] for step in steps], 1)      # (episodes, steps)
-            low, high, _ = interval(each)
-            x = np.arange(len(steps)) if kind == "memory_steps" else steps.astype(int)
-            ax.fill_between(x, low, high, alpha=0.25, lw=0)
-            ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "")
-            if kind == "memory_steps":
-                ax.set_xticks(x, steps)
-            ax.set(title=about["policy"], xlabel=words[0], ylabel=words[1], ylim=(0, None))
-    return drawn

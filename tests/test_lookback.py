@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, make_agent
-from matplotlib.figure import Figure
 
 import main
 import TD3
 from envs import env_spec, make_env
 from flags import POLICIES
-from support.lookback import LastRows, draw, lookback, memory_steps, read, remember
+from support.lookback import LastRows, lookback, memory_steps, read, remember
+from support.lookback_figures import draw
+from support.system import no_exit
 
 
 def recall(delay):
@@ -100,14 +101,11 @@ def test_files_and_figures(model, capsys):
     assert list(looked.lag) == np.repeat([1, 2, 3], 5).tolist() and list(steps.steps) == np.repeat(["2", "16", "all"], 5).tolist()
     assert np.isfinite(looked.influence).all() and capsys.readouterr().out.count("steps, ") == 3
 
-    def figure(panels):
-        fig = Figure()
-        return fig, fig.subplots(1, panels, squeeze=False)[0]
-    assert draw(path.rpartition("/")[0], figure).keys() == {"lookback", "memory_steps"}
+    assert draw(path.rpartition("/")[0]).keys() == {"lookback", "memory_steps"}
     with open(path + ".lookback.csv", "w") as file:
         file.write("# {")
-    with pytest.raises(ValueError, match="lookback.csv is damaged"):
-        draw(path.rpartition("/")[0], figure)
+    with pytest.raises(ValueError, match="lookback.csv is damaged"), no_exit():
+        draw(path.rpartition("/")[0])
 
 
 @pytest.mark.parametrize("more,words", [

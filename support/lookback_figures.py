@@ -1,0 +1,53 @@
+"""Figures of what saved policies do with their memory: the files of --memory_steps and --lookback (support/lookback.py)."""
+import glob
+import textwrap
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+
+from support import drawing
+from support.lookback import read
+from support.statistics import INTERVAL, interval
+from support.system import fail
+
+FIGURES = {                                                            # kind: title, axes, what is seen
+    "lookback": (
+        "How far back does a policy look?", "steps back", "how far the action moves",
+        "One row of the history is replaced by another episode's. The line says how far the action then moves, in units of its own "
+        "spread; with discrete actions, how often it is another one. It is the mean over episodes, the band its "),
+    "memory_steps": (
+        "How many steps of its memory does a policy need?", "steps that the memory is made of", "return",
+        "At every step the memory is unrolled from zero over the last steps alone. The line is the mean over episodes, the band its ")}
+
+
+def draw(folder):
+    """{"lookback": figure, "memory_steps": figure} of what is in a folder: a panel per policy. Exits with 2 and one line if a
+    file is damaged."""
+    drawn = {}
+    for kind, (title, x_label, y_label, text) in FIGURES.items():
+        try:
+            found = [read(path) for path in sorted(glob.glob(f"{glob.escape(folder)}/*.{kind}.csv"))]
+        except ValueError as error:
+            fail(str(error))
+        if not found:
+            continue
+        across = min(3, len(found))
+        down = -(-len(found) // across)
+        with matplotlib.style.context(drawing.STYLE):
+            fig = Figure(figsize=(9, 1.2 + 2.3 * down), dpi=150, layout="constrained")
+            axes = fig.subplots(down, across, squeeze=False).flat
+            for ax, (about, table) in zip(axes, found):
+                steps, value = table.iloc[:, 0].drop_duplicates(), table.columns[-1]
+                each = np.stack([table[table.iloc[:, 0] == step][value] for step in steps], 1)  # (episodes, steps)
+                low, high, _ = interval(each)
+                x = np.arange(len(steps)) if kind == "memory_steps" else steps.astype(int)
+                ax.fill_between(x, low, high, alpha=0.25, lw=0, color=drawing.COLOURS["LSTM"])
+                ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "", color=drawing.COLOURS["LSTM"])
+                if kind == "memory_steps":
+                    ax.set_xticks(x, steps)
+                ax.set_title(textwrap.fill(about["policy"], 30), loc="left", weight="bold", size=10)
+                ax.set(xlabel=x_label, ylabel=y_label)
+                ax.set_ylim(min(0, ax.get_ylim()[0]), max(0, ax.get_ylim()[1]))
+            drawn[kind] = drawing.finish(fig, title, text + INTERVAL + ".")
+    return drawn
