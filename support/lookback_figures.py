@@ -14,11 +14,12 @@ from support.system import fail
 FIGURES = {                                                            # kind: title, axes, what is seen
     "lookback": (
         "How far back does a policy look?", "steps back", "how far the action moves",
-        "One row of the history is replaced by another episode's. The line says how far the action then moves, in units of its own "
-        "spread; with discrete actions, how often it is another one. It is the mean over episodes, the band its "),
+        "One row of the history is replaced by another episode's. The line says how far the action then moves, in units of its "
+        "own spread; with discrete actions, how often it is another one. It is the mean over episodes, the band its "),
     "memory_steps": (
         "How many steps of its memory does a policy need?", "steps that the memory is made of", "return",
-        "At every step the memory is unrolled from zero over the last steps alone. The line is the mean over episodes, the band its ")}
+        "At every step the memory is unrolled from zero over the last steps alone. The line is the mean over episodes, the band "
+        "its ")}
 
 
 def draw(folder):
