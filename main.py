@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from envs import Faulty, env_spec, make_env, make_vector_env
-from flags import HANDLING, check_actions, parse, run_name
+from flags import HANDLING, check_actions, check_saved, parse, run_name
 from support import data, lookback, video
 from support import models as export
 from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
@@ -229,7 +229,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):
         if run.resume and finished(path):
-            if not read_info(path)["config"].get("keep_checkpoint"):
+            if not read_info(path, check_saved)["config"].get("keep_checkpoint"):
                 Checkpoints(path, None).remove()                       # if it was killed before it could
             print(f"{path}.csv is there already: this run has finished")
             return trained(path)
@@ -377,7 +377,7 @@ def shorter_runs(run, agent):
     for file in glob.glob(f"{glob.escape(run.results_dir)}/*_seed={run.seed}.json"):
         with contextlib.suppress(Exception):                           # what is in a file may be anything
             path = file.removesuffix(".json")
-            steps = read_info(path)["config"]["max_timesteps"]
+            steps = read_info(path, check_saved)["config"]["max_timesteps"]
             if steps < agent.cfg.max_timesteps and \
                     os.path.basename(path) == run_name(run, replace(agent.cfg, max_timesteps=steps), type(agent)):
                 found[steps] = path
