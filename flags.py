@@ -29,6 +29,7 @@ OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": 
             "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
             "export": ("safetensors.torch", "safetensors")}
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
+OBSERVE = re.compile(r"full|positions|velocities|[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 ONE_VALUE = "a flag takes one value; sweep.py does the runs of several"
 # What flags are called in other programs
 ELSEWHERE = dict(
@@ -209,7 +210,8 @@ def check_saved(config):
                 fits = type(value) in kinds or value in [word for kind in kinds for word in typing.get_args(kind) or [kind]]
         except argparse.ArgumentTypeError:
             fits = False
-        if name not in HANDLING and not f"{name}{value}".isprintable() or name == "env" and len(str(value).encode()) > 150:
+        if name not in HANDLING and not f"{name}{value}".isprintable() or name == "env" and len(str(value).encode()) > 150 or \
+                name == "observe" and not OBSERVE.fullmatch(str(value)):
             fits = False                                               # the environment's name becomes that of a file
         if not fits:
             raise ValueError(f"a run cannot have had {name} {value!r:.60}")
@@ -378,7 +380,7 @@ def check(config, given, algorithm):
     if config["staleness"] and not config["recurrent_critic"]:
         fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
              (" and --baseline" if not config.get("baseline", True) else ""))
-    if not re.fullmatch(r"full|positions|velocities|[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*", config["observe"]):
+    if not OBSERVE.fullmatch(config["observe"]):
         fail(f"--observe '{config['observe']}' is not full, positions or velocities, nor indices such as 0-4,7")
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
         if config.get(name) == 0:
