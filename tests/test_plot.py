@@ -436,6 +436,12 @@ def test_a_damaged_run_among_good_ones_is_left_out_with_a_warning(results, damag
     assert error.startswith("warning: ") and "bad." in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("step", [-5, 2 ** 33, 2.5])
+def test_a_step_that_no_run_can_have_is_damage(results, step, capsys):
+    write_run(results, curve={0: [1.0], step: [1.0]})
+    assert "cannot be one of a run" in refused(results, capsys)
+
+
 def test_results_from_before_their_lines_were_counted_are_drawn(results):
     path = write_run(results)
     with open(path + ".json") as file:
