@@ -7,7 +7,7 @@
     python plot.py --study studies/memory.toml         a study, from results/memory into plots/memory (support/study.py)
 
 Without PATHS it draws the runs of results/reference, and your own, which lie in results/ itself. If there are any of your own,
-or if you choose, figures go to plots/own/, which git ignores. Your runs then stand beside the reference on the same tasks.
+or if you chose some, figures go to plots/own/, which git ignores. Your runs then stand beside the reference on the same tasks.
 
     overview.png             a row per algorithm and memory, a dot per seed, published values beside them
     ENV_OBSERVATION.png      curves of a task, a panel per algorithm; runs that differ in seed or BOOKKEEPING are one line
