@@ -120,7 +120,7 @@ def test(run, agent, env, spec, checkpoint):
 
 
 class Interaction:
-    """Acts, steps the environments, adds to the buffer. Iterating takes a step in each, and yields the steps taken over all."""
+    """Acts, steps the environments, adds to the buffer. Iterating yields the steps taken so far, over all environments."""
 
     def __init__(self, agent, envs, buffer, cfg, spec, seed, env_id=""):
         self.env_id = env_id
