@@ -136,7 +136,7 @@ class BCQ(Agent):
         return action.cpu().numpy(), torch.cat([next_hidden_actor, next_hidden_critic], -1).cpu().numpy()
 
     def ready(self, buffer):
-        """Is an update due? One at each step: offline, a step is nothing but a count."""
+        """Is an update due? There is one for each step, as an offline agent's step is only a count."""
         return self.updates < self.steps
 
     def train(self, buffer):

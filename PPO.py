@@ -9,7 +9,7 @@ Deliberate differences from the paper and common implementations:
    and actions. Without one this is the textbook algorithm.
 2. The rollout is cut into windows of seq_len steps. A minibatch is a random set of windows, whose steps keep their order.
    Feed-forward, a window is one step. With --hidden_init stored, windows start from the memory that was acted from, so that the
-   probability ratio begins at 1. With zero it need not: training starts from another memory than acting did.
+   probability ratio begins at 1. With zero it may not: training then starts from another memory than acting did.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
 5. The spread of the Gaussian policy does not depend on the state.

@@ -70,8 +70,8 @@ class Actor(nn.Module):
         mean, log_std = self.head(features)
         noise = torch.randn_like(mean)
         before_tanh = mean + log_std.exp() * noise
-        # Paper, equation 26: the Gaussian's density, less what tanh does to a volume: log(1 - tanh(u)^2), written such
-        # that it does not overflow
+        # Paper, equation 26: the Gaussian's log-density minus the logarithm of tanh's derivative. That is log(1 - tanh(u)^2),
+        # written so that it does not overflow
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_prob = log_prob - 2 * (math.log(2) - before_tanh - softplus(-2 * before_tanh))
         return torch.tanh(before_tanh), log_prob.sum(-1, keepdim=True)
@@ -139,7 +139,7 @@ class SAC(Agent):
             # Compute the target Q value
             target_Q = self.critic_target.head(next_critic_features, next_action)   # (2, N, 1)  # TD3: twins
             target_Q = target_Q.min(0).values                                   # TD3: the smaller of the twins
-            target_Q = target_Q - alpha * next_log_prob                         # and what the next action's entropy is worth
+            target_Q = target_Q - alpha * next_log_prob                         # plus the worth of the next action's entropy
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
         # Get the current Q estimates, of the states without the last next one

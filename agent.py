@@ -1,7 +1,7 @@
 """What an agent is, whatever its algorithm: its flags of memory, its interface, and the bookkeeping of memories.
 
 An algorithm's file defines two subclasses: of MemoryFlags, with its hyper-parameters, and of Agent, with its networks and its
-update. What is written here is not the algorithm, and the same for all of them.
+update. What is written here belongs to no algorithm and is the same for all.
 """
 import math
 from dataclasses import dataclass, field, fields
@@ -47,9 +47,9 @@ class MemoryFlags:
         "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
     critic_hidden: Literal["own", "actor", "zero"] = flag(
         "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
-    recurrent_defaults = {}                 # what --recurrent changes of an algorithm's defaults
+    recurrent_defaults = {}                 # the defaults that --recurrent changes
     one_network = False                     # True: actor and critic are one, so that both have a memory or neither
-    unused = {}                             # flags of memory that could do nothing in an algorithm, and why
+    unused = {}                             # flags of memory that the algorithm refuses: {flag: why}
 
     @classmethod
     def check(cls, config, given):
@@ -146,7 +146,7 @@ class Agent:
         return values * self.return_scale
 
     def ready(self, buffer):
-        """Is an update due? While fewer than `replay_ratio` stored steps per step since the warm-up have been trained on."""
+        """Is an update due? For each step taken since the warm-up, `replay_ratio` stored steps are to be trained on."""
         return (self.steps - self.cfg.start_timesteps) * self.cfg.replay_ratio - self.steps_trained >= self.cfg.batch_size
 
     def buffer_size(self):
@@ -193,9 +193,9 @@ class Agent:
         """A network's memory at the first trained step of each window, (B, its core's hidden_dim), without gradient.
 
         --hidden_init and --critic_hidden choose the start state. With --burn_in it belongs to the first of the steps before the
-        window, and the network's own weights carry it through these. Without, a target starts as its online network does.
+        window, and the network's own weights carry it through these. Without, a target has its online network's start state.
         """
-        whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden
+        whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden  # the actor or its target
         if self.cfg.hidden_init == "zero" or whose == "zero":
             hidden = batch.history.new_zeros(len(batch.history), network.core.hidden_dim)
         else:

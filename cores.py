@@ -10,14 +10,14 @@ A core turns a history into features. Everywhere else a hidden state is one opaq
 
 A *history row* is what an agent perceives at time t: the observation, the previous action and the previous reward,
 side by side. At the first step of an episode the last two are zero. A recurrent core reads as much of the row as
-`--memory_input` says, `none` the observation alone. The *current* action is never part of it: it joins after the core,
-in the critic's head, else the actor's gradient could rewrite the critic's past.
+`--memory_input` says, and `none` reads the observation alone. The *current* action is never part of the row. It joins after
+the core, in the critic's head, since otherwise the actor's gradient could rewrite the critic's past.
 `hidden[t]` is the memory before it reads row t.
 """
 import torch
 import torch.nn as nn
 
-torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, and acting not
+torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, but not acting
 
 
 class NoCore(nn.Module):
@@ -39,8 +39,8 @@ class NoCore(nn.Module):
 
 
 class RecurrentCore(nn.Module):
-    """What all recurrent cores share. A core's own part is `unroll`; burn_in and states here suit cores whose output is
-    their memory (GRU, minGRU), the LSTM has its own.
+    """What all recurrent cores share. Each has its own `unroll`. The burn_in and states here suit cores whose output is their
+    memory (GRU, minGRU). The LSTM has its own.
 
     Args:
         state_dim, action_dim: widths of the observation and of the action in a history row
@@ -78,7 +78,7 @@ class RecurrentCore(nn.Module):
         """Bring a start state forward over the steps before a window, without gradient.
 
         Args:
-            past: (B, K, row), each row's history before the window, left-aligned
+            past: (B, K, row), the history rows before each window, left-aligned
             past_length: (B,) how many of the K steps are real; 0 where the window starts with its episode
             hidden: (B, hidden_dim), the memory before the first real step of `past`
         Returns:
@@ -87,7 +87,7 @@ class RecurrentCore(nn.Module):
         if past.shape[1] == 0:
             return hidden
         output, _ = self.unroll(past[..., :self.in_size], hidden)
-        # What comes after a past's own end has no influence on what came before
+        # The padding after a past's own end does not influence the outputs before it
         last = output[torch.arange(len(past)), past_length.clamp(min=1) - 1]
         return torch.where(past_length[:, None] > 0, last, hidden)
 
@@ -142,7 +142,7 @@ class LSTMCore(RecurrentCore):
 
     @torch.no_grad()
     def states(self, history, hidden):
-        states = [hidden]                                              # nn.LSTM keeps no c but the last
+        states = [hidden]                                              # nn.LSTM returns no c but the last
         for t in range(history.shape[1] - 1):
             states.append(self.cell(history[:, t, :self.in_size], states[-1])[1])
         return torch.stack(states, 1)
@@ -160,7 +160,7 @@ class GRUCore(RecurrentCore):
         if x.shape[1] == 1:                                            # acting
             h = torch.gru_cell(x[:, 0], hidden, weight_x, weight_h, bias_x, bias_h)
             return h[:, None], h
-        if x.is_cuda:                                                  # cuDNN's is fast, PyTorch's own on a CPU is not
+        if x.is_cuda:                                                  # cuDNN's GRU is fast, PyTorch's on a CPU is not
             output, h = self.rnn(x, hidden[None].contiguous())
             return output, h[0]
         gates_x = nn.functional.linear(x.transpose(0, 1), weight_x, bias_x)     # (L, B, 3H)
@@ -169,13 +169,13 @@ class GRUCore(RecurrentCore):
 
 
 class GRUWindow(torch.autograd.Function):
-    """A GRU over a window with its back-propagation through time written out: 2.5 x as fast as autograd's, 8 x 32, H 64.
+    """A GRU over a window, its back-propagation through time written out: 2.5 x as fast as autograd's (8 windows x 32, H 64).
 
         reset, update = sigmoid(x's gates + h's gates),   new = tanh(x's gate + reset * h's gate)
         h = (1 - update) * new + update * h               (nn.GRU's convention: update = 1 keeps the memory)
 
-    Backwards, every gate's gradient is dh times a factor known from the forward pass, so all factors are computed at once
-    and only four small operations a step are left in the loop.
+    Backwards, every gate's gradient is dh times a factor that is known from the forward pass. So all factors are computed
+    at once, and only four small operations a step are left in the loop.
     """
 
     @staticmethod
@@ -201,7 +201,7 @@ class GRUWindow(torch.autograd.Function):
         L, B, H = output.shape
         reset, update = reset_update.split(H, -1)
         before = torch.cat([start[None], output[:-1]])                 # h before each step
-        # d gate / d h, for the three gates as h feeds them; x feeds the third without the reset in between
+        # d h / d gate, for the three gates' parts from h. The third gate's part from x has no reset before it: to_new
         to_new = (1 - update) * (1 - new * new)
         factors = torch.stack([to_new * gate_h_n * reset * (1 - reset), (before - new) * update * (1 - update),
                                to_new * reset], 2)                     # (L, B, 3, H)
@@ -256,7 +256,7 @@ class LinearScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         keep, output, start = ctx.saved_tensors
-        grad_h = grad_output.clone()                                   # (L, B, H), made the whole gradient from the end on
+        grad_h = grad_output.clone()                                   # (L, B, H), completed in place from the end on
         steps, keeps = grad_h.unbind(), keep.unbind()
         for t in reversed(range(len(steps) - 1)):
             steps[t].addcmul_(keeps[t + 1], steps[t + 1])

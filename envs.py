@@ -13,9 +13,9 @@ that package is installed.
 
 Observations that are discrete, or several discrete numbers, are seen one-hot, side by side.
 
-Actions: an agent always acts in [-1, 1]^n, scaled here to the environment's own, possibly asymmetric, bounds, and rounded
-where these are of whole numbers. For a discrete environment it acts with a one-hot vector, so that buffer and memory treat
-both alike.
+Actions: an agent always acts in [-1, 1]^n. Its actions are scaled here to the environment's own bounds, which may be asymmetric,
+and rounded if the environment takes whole numbers. In a discrete environment an agent acts with a one-hot vector, so that buffer
+and core treat both alike.
 
 An id may name the module that registers it, MODULE:ID. The module is looked for in the current folder, too. What an
 environment returns is checked at every step (Checked): a run ends with one line at the first thing that cannot be used.
@@ -54,8 +54,8 @@ KEEP = {
     "InvertedPendulumSwingupBulletEnv-v0": ([0, 2, 3], [1, 4]),
     "InvertedDoublePendulumBulletEnv-v0": ([0, 2, 3, 4, 6, 7], [1, 5, 8]),
     "ReacherBulletEnv-v0": ([0, 1, 2, 3, 4, 5, 7], []),
-    # MuJoCo's, by Gymnasium's documentation: of joints and torso. Inertia, bodies' velocities and forces, which the ant's and the
-    # humanoid's observation has besides, are in neither
+    # MuJoCo's, those of joints and torso, by Gymnasium's documentation. The ant and the humanoid also observe inertia, bodies'
+    # velocities and forces, which are in neither
     "InvertedPendulum-v5": ([0, 1], [2, 3]),
     **{env_id: ([*range(split)], [*range(split, end)]) for env_id, split, end in (
         ("Hopper-v5", 5, 11), ("Walker2d-v5", 8, 17), ("HalfCheetah-v5", 8, 17), ("Ant-v5", 13, 27), ("Humanoid-v5", 22, 45))},
@@ -63,12 +63,12 @@ KEEP = {
 NOT_ITS_OWN = ("id", "max_episode_steps", "disable_env_checker", "render_mode")     # arguments of gym.make
 
 
-# What registers its ids only when it is imported: a part of the id, the modules, the packages that bring them
+# Ids that are registered only when a module is imported: a part of the id, the modules, the packages to install
 REGISTERED_BY = [("Bullet", ("pybullet", "pybullet_envs_gymnasium"), "pybullet pybullet-envs-gymnasium"),
                  ("popgym-", ("popgym",), "popgym")]
 DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
 LARGEST = np.finfo(np.float32).max                                     # what an agent reads is kept as float32
-NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)
+NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)    # code that is never an environment's own
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -82,12 +82,12 @@ class EnvSpec(NamedTuple):
 class Cue(gym.Env):
     """A task that only memory can solve. Ids: Cue10-v0, Cue30-v0, Cue100-v0 and CueDiscrete10-v0, ..., by their delay.
 
-    Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only; `delay` steps later, after delay - 1
-    blank ones, "choose now" is, and the action must name it: reward 1, else 0. Without memory the choice cannot depend on
-    the cue, so no policy does better than 1/2 on average.
+    Observation: [cue, choose now]. The cue, -1 or 1, is shown at the first step only. After delay - 1 blank steps "choose now"
+    is 1, and the action must name the cue: the reward is 1 if it does, else 0. Without memory the choice cannot depend on the
+    cue, so no policy does better than 1/2 on average.
 
-    A continuous action names the cue by its sign, and counts only within +-0.8: were -1 and 1 the best actions, a tanh that
-    ran there before the critic had learnt to remember would have no gradient left to come back by.
+    A continuous action names the cue by its sign, and counts only within +-0.8. If -1 and 1 were the best actions, a tanh could
+    saturate there before the critic has learnt to remember, and would have no gradient left to come back.
     """
     LIMIT = 0.8
 
@@ -108,7 +108,7 @@ class Cue(gym.Env):
         return np.array([0, self.t == self.delay], np.float32), float(last and right), last, False, {}
 
 
-for delay in (10, 30, 100):                                            # by name: a data set can hold that
+for delay in (10, 30, 100):                                            # envs:Cue is text, which a data set can hold
     for name, discrete in (("Cue", False), ("CueDiscrete", True)):     # an episode ends by itself, before the limit
         gym.register(f"{name}{delay}-v0", "envs:Cue", max_episode_steps=delay + 2, kwargs=dict(delay=delay, discrete=discrete))
 
@@ -133,7 +133,7 @@ def one_line(thing):
 
 
 def objection(space, value):
-    """What is wrong with an observation of a space, or None. The bounds of a Box may be left, but not by NaN or infinity."""
+    """What is wrong with an observation, or None. It may leave the bounds of a Box, but not be NaN or infinite."""
     if isinstance(space, gym.spaces.Tuple):
         if not isinstance(value, (tuple, list)) or len(value) != len(space):
             return f"is {one_line(value)}, not a tuple of {len(space)} parts"
@@ -152,13 +152,13 @@ def objection(space, value):
 
 
 class Checked(gym.Wrapper):
-    """The environment itself, found out at the first step where it fails: raises Faulty.
+    """Wraps the environment itself, and raises Faulty at the first step where it fails.
 
-    A reward in an array or a list of its own is taken out, a list as an observation becomes an array. What the environment
-    says in `info` is of no use here, and left behind: a vector environment can fail at it.
+    A reward in an array or a list is taken out, and a list as an observation becomes an array. `info` is left behind: nothing
+    here reads it, and a vector environment can fail at it.
     """
 
-    spec = property(lambda self: self.env.spec)                        # what is recorded is the environment without this
+    spec = property(lambda self: self.env.spec)                        # a data set names the environment without this wrapper
 
     def reset(self, *, seed=None, options=None):
         self.t = 0
@@ -179,7 +179,7 @@ class Checked(gym.Wrapper):
             number = np.asarray(reward, float).item()
         except (ValueError, TypeError):                                # several numbers, or none
             number = np.nan
-        if not abs(number) <= float(LARGEST):                          # nor is NaN
+        if not abs(number) <= float(LARGEST):                          # so that NaN fails, too
             raise self.fault(f"its reward is {one_line(reward)}, not a finite number")
         return self.checked(observation), number, terminated, truncated, {}
 
@@ -208,7 +208,7 @@ def entries(text, size):
 
 
 def keywords(text):
-    """The arguments that --env_kwargs "key=value key=value" names. Raises ValueError on what is none."""
+    """The arguments that --env_kwargs "key=value key=value" names. Raises ValueError on a word that is none."""
     arguments = {}
     for word in text.split():
         name, _, value = word.partition("=")
@@ -246,7 +246,7 @@ class PartialObservation(gym.ObservationWrapper):
         return self.disturb(observation, self.unwrapped.np_random)
 
     def disturb(self, observation, rng):
-        """What the agent gets to see of an observation of the environment. rng: where noise is drawn."""
+        """What the agent sees of the environment's observation. rng: the generator of the noise"""
         observation = observation[self.keep].astype(np.float32)
         if self.obs_noise:
             observation = observation + rng.normal(0, self.obs_noise, observation.shape).astype(np.float32)
@@ -281,7 +281,7 @@ class ScaleAction(gym.ActionWrapper):
         return np.rint(action).astype(self.dtype) if self.whole else action
 
     def inverse(self, action):
-        """The agent's action (..., n) that the environment's comes from; 0 where it has no choice."""
+        """The agent's action (..., n) for one of the environment's; 0 where both bounds are equal."""
         choice = self.high > self.low
         width = np.where(choice, self.high - self.low, 1)
         return np.where(choice, np.clip((action - self.low) / width * 2 - 1, -1, 1), 0)
@@ -327,7 +327,7 @@ class Replayable(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def generator(self):
-        """The state of the environment's generator; None: it is of a kind of its own."""
+        """The state of the environment's random number generator; None if it is not NumPy's."""
         bits = getattr(self.unwrapped.np_random, "bit_generator", None)
         return bits and bits.state
 
@@ -339,7 +339,7 @@ class Replayable(gym.Wrapper):
         return {**self.began, "actions": torch.from_numpy(np.array(self.actions)), "all_seen": self.all_seen()}
 
     def begin(self, began):
-        """Begin an episode as another did. The robot of a PyBullet environment shares its generator: it is changed in place."""
+        """Begin an episode as another began. The generator is changed in place, since PyBullet's robot shares it."""
         if began["generator"]:
             self.unwrapped.np_random.bit_generator.state = began["generator"]
         self.reset(seed=began["seed"])
@@ -352,8 +352,8 @@ class Replayable(gym.Wrapper):
         return self.all_seen() == saved["all_seen"]
 
     def repeats(self, make):
-        """Is the running episode the same to the bit in a new environment, from `make`? That is kept until the episode ends: a
-        long one is played no more than once."""
+        """Is the running episode the same to the bit in a new environment, made by `make`? The new one is kept until the episode
+        ends, so that each step is played again only once."""
         if self.copy is None:
             self.copy = make()
             self.copy.begin(self.began)
@@ -362,7 +362,7 @@ class Replayable(gym.Wrapper):
         return self.copy.all_seen() == self.all_seen()
 
     def finished_repeat(self, make, steps):
-        """Are the finished episodes the same in another order? The newest first, until that many steps have been played."""
+        """Are finished episodes the same in another order, the newest first? It plays at most `steps` steps."""
         with contextlib.closing(make()) as other:
             for episode in reversed(self.finished):
                 steps -= len(episode["actions"])
@@ -393,8 +393,8 @@ def quiet():
 
 
 def register(env_id):
-    """Import what registers an id: the module before its colon, or one that is known to. Raises ImportError, with one line, if
-    there is none; what else the module's own code raises."""
+    """Import the module that registers an id: the one before its colon, or of REGISTERED_BY. Raises ImportError, with one line,
+    if there is no such module, and whatever the module's own code raises."""
     module, _, name = env_id.rpartition(":")
     if module:
         if os.getcwd() not in sys.path:
@@ -402,7 +402,7 @@ def register(env_id):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name not in (module, module.split(".")[0]):       # one that the module itself lacks
+            if error.name not in (module, module.split(".")[0]):       # the module itself imports one that is missing
                 raise
             raise ImportError(f"there is no module '{module}', neither in {os.getcwd()} nor installed") from None
     for part, modules, packages in [] if module else REGISTERED_BY:
@@ -440,13 +440,13 @@ def for_agent(env, env_id, observation):
 def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs="", **observation):
     """One environment, ready for an agent: actions in [-1, 1] or one-hot, observations (state_dim,) float32.
 
-    It has been reset and taken a step, so that one that cannot be used is found here.
+    It has been reset and has taken a step, so that an environment that cannot be used is refused here.
 
     Args:
-        wrap: a wrapper around the environment itself, within those made here: it sees its own actions and observations
+        wrap: a wrapper around the environment itself, within those made here: it sees the environment's own actions
         render: be able to give pictures of itself
-        max_episode_steps: where an episode is truncated, in place of the environment's own limit; 0: there
-        env_kwargs: its own arguments, see keywords
+        max_episode_steps: where an episode is truncated; 0: at the environment's own limit
+        env_kwargs: the environment's own arguments, see `keywords`
         observation: observe, flicker, obs_noise, sensor_dropout
     Raises:
         ValueError: one line that says what cannot be used and what can
@@ -459,11 +459,11 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs=""
         bullet = "pybullet" in str(getattr(gym.registry.get(name), "entry_point", ""))
         hushed = quiet if bullet else contextlib.nullcontext
         with hushed(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="gymnasium.envs.registration")    # what it says is said below, in one line
+            warnings.filterwarnings("ignore", module="gymnasium.envs.registration")    # what it warns of is said below
             env = Checked(gym.make(env_id, max_episode_steps=max_episode_steps or None, disable_env_checker=True,
                                    **arguments, **{"render_mode": "rgb_array"} if render else {}))
             usual = gym.make(env_id, disable_env_checker=True) if arguments and name in KEEP else env
-    except Exception as error:                                         # its own code may raise anything
+    except Exception as error:                                         # an environment's code may raise anything
         if not isinstance(error, gym.error.Error) or name in gym.registry:
             raise ValueError(f"{cannot}: {one_line(error)}{where(error)}") from None
         with quiet(), contextlib.suppress(ImportError):
@@ -477,8 +477,8 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs=""
     made = for_agent(env, env_id, observation)
     try:
         with hushed():
-            made.reset(seed=0)                                         # connects; on Ant the first one differs from later ones
-            if render and not isinstance(env.render(), np.ndarray):    # or it raises what it lacks
+            made.reset(seed=0)                                         # connects; Ant's first reset is unlike later ones
+            if render and not isinstance(env.render(), np.ndarray):    # or `render` raises what it lacks
                 raise TypeError("its pictures are no arrays")
             made.step(np.zeros(made.action_space.shape, np.float32))
     except Faulty as fault:
@@ -489,8 +489,8 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs=""
 
 
 def make_vector_env(env_id, num_envs, wrap=None, **options):
-    """`num_envs` environments stepped one after the other. At an episode's end it resets within the same step, and the
-    true last observation is in info["final_obs"]. PyBullet's step is too short for worker processes to pay."""
+    """`num_envs` environments stepped one after the other. At an episode's end an environment resets within the same step, and
+    the true last observation is in info["final_obs"]. PyBullet's step is too short for worker processes to pay."""
     make = partial(make_env, env_id, wrap, **options)
     return SyncVectorEnv([lambda: Replayable(make())] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 

@@ -1,7 +1,7 @@
-"""The command line: a run's own flags, those of the algorithm, and combinations of them that make no sense.
+"""The command line: a run's own flags, those of the algorithm, and which combinations of them are refused.
 
 A flag is a field of a dataclass, RunFlags here or HyperParameters in an algorithm's file; its default, help, bounds and role
-stand beside it (agent.flag). What is wrong is said in one line, with exit code 2.
+stand beside it (agent.flag). Bad input gets one line, and exit code 2.
 """
 import argparse
 import difflib
@@ -108,7 +108,7 @@ def whole_number(text):
 
 
 class Words(argparse.Action):
-    """Several words as one text, in an order of their own: the same arguments are the same run."""
+    """Several words as one sorted text, so that the same arguments in another order are the same run."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, " ".join(sorted(" ".join(values).split())))
@@ -130,7 +130,7 @@ def add_flags(parser, cls):
 
 
 def show_help(algorithm, config):
-    """Print the flags of an algorithm with the values that a run would have, `config`. Those that it refuses are left out."""
+    """Print an algorithm's flags with their values in a run, `config`. Flags that the algorithm refuses are left out."""
     cls = algorithm.HyperParameters
     known = {f.name: (f, typing.get_type_hints(owner)[f.name]) for owner in (cls, RunFlags) for f in fields(owner)}
     refused = {*cls.unused, *(["recurrent_actor", "recurrent_critic"] if cls.one_network else []),
@@ -191,7 +191,7 @@ def convert(hint, f):
 def check_saved(config):
     """Check a run's flags that were read from a file: each value must be one that the command line could have given. Another
     version's flags, which are unknown here, must be plain values. Raises ValueError, with one line."""
-    if config["policy"] not in POLICIES:                               # a file names no module to import
+    if config["policy"] not in POLICIES:                               # a file must not choose what is imported
         raise ValueError(f"there is no policy {config['policy']!r:.60}")
     if len(str(config)) > 10_000:
         raise ValueError("its flags are more than 10,000 characters")
@@ -250,7 +250,7 @@ def parse(argv):
             checkpoint = export.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
-        saved = checkpoint["config"]                                   # as it was trained, unless told otherwise
+        saved = checkpoint["config"]                                   # the model's flags, unless others are given
         if early.policy not in (None, saved.get("policy")):
             fail(f"--policy {early.policy}: '{early.load_model}' is a model of {saved.get('policy')}; leave --policy out")
     algorithm = load_policy(str(saved.get("policy")) if checkpoint else early.policy or RunFlags.policy)
@@ -273,7 +273,7 @@ def parse(argv):
         fail(f"unknown argument '{word}'; " + (f"did you mean --{near[0]}?" if near else "--help lists all flags" if
                                                word.startswith("-") else f"{ONE_VALUE} (--help lists all flags)"))
     env = str(saved.get("env"))
-    if ":" in env and "env" not in given:                              # to import it is to run its code, and a model is data
+    if ":" in env and "env" not in given:                              # an import runs code, and a model is only data
         fail(f"--load_model: '{early.load_model}' names the environment {env}, which would import the module "
              f"{env.split(':')[0]} and so run its code; if you trust it, add --env {env}")
 
@@ -283,7 +283,7 @@ def parse(argv):
     saved = vars(parser.parse_args([as_word(k, v) for k, v in saved.items()]))
     config.update(saved)
     if given.pop("recurrent", False):
-        config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # without a baseline: no critic
+        config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # no baseline, no critic
     for name in ("recurrent_actor", "recurrent_critic"):
         config[name] = given.get(name, config[name])
     if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
@@ -305,19 +305,19 @@ def parse(argv):
 
 
 def check_size(config, given, path):
-    """Does a model ask for more than it can need? Exits with 2 and one line, before any memory or time is spent on it."""
+    """Do a model's flags ask for more than its file can hold? Exits with 2 and one line, before any RAM or time is spent."""
     for name, most in (("eval_episodes", 10_000), ("num_envs", 1_000)):
         if name not in given and config.get(name, 0) > most:
             fail(f"--load_model: '{path}' asks for --{name} {config[name]}; if you want as many, add this to the command")
     layers, size, flags = config["hidden_layers"], config["hidden_size"], SimpleNamespace(**config)
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     try:
-        with torch.device("meta"):                                     # which takes no memory
+        with torch.device("meta"):                                     # which takes no RAM
             smallest = make_core(recurrent, flags, SimpleNamespace(state_dim=1, action_dim=1))
             core = sum(weight.numel() for weight in smallest.parameters())
     except RuntimeError:                                               # more than can be counted
         core = math.inf
-    # Of one network, what any has; a layer is at least two entries in the file's table of contents
+    # The least that one network has. A layer takes at least two entries in the file's table of contents
     head = size * (config["core_size"] if recurrent else 1) + size * size * (layers - 1) if layers else 0
     least = 4 * (core + head + config.get("act_candidates", 0)) + 100 * layers
     actual = os.path.getsize(os.path.join(path, export.WEIGHTS) if os.path.isdir(path) else path)
@@ -328,7 +328,7 @@ def check_size(config, given, path):
 
 
 def check(config, given, algorithm):
-    """Combinations of flags that make no sense. Exits with 2 and one line."""
+    """Refuse combinations of flags that make no sense. Exits with 2 and one line."""
     try:
         algorithm.HyperParameters.check(config, given)
     except ValueError as error:
@@ -408,14 +408,14 @@ def run_name(run, cfg, algorithm):
     silent = {"policy", "env", "seed", "recurrent_actor", "recurrent_critic", "core"} | NOT_LEARNING
     brief = dict(load_model=os.path.basename(os.path.normpath(run.load_model)), env_kwargs=run.env_kwargs.replace(" ", ","))
     other = [f"{k}={brief.get(k, v)}" for k, v in {**asdict(run), **asdict(cfg)}.items() if k not in silent and v != defaults[k]]
-    name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # no system has these in a name
-    if len(name.encode()) > 200:                                       # a file's name ends at 255
+    name = re.sub(r'[<>:"/\\|?*]', "-", "_".join([run.env, run.policy, memory, *other]))   # some systems allow none of these
+    if len(name.encode()) > 200:                                       # a file's name has at most 255 bytes
         name = f"{name.encode()[:190].decode(errors='ignore')}~{zlib.crc32(name.encode()):08x}"
     return f"{name}_seed={run.seed}"
 
 
 def check_actions(run, cfg, discrete):
-    """Can the algorithm act in the environment? Exits with 2 and one line if not. discrete: are its actions?"""
+    """Can the algorithm act in the environment? Exits with 2 and one line if not. discrete: are the environment's actions?"""
     def able(policy):
         algorithm = load_policy(policy)
         return algorithm.discrete if discrete else algorithm.continuous

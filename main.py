@@ -45,31 +45,31 @@ from support.results import Results, commit, finished, mean_returns, processor, 
 from support.staleness import Staleness
 from support.system import Failed, Listeners, alone, fail, no_exit
 
-PATIENCE = 30                                                          # seconds that --resume waits for a run that is being ended
+PATIENCE = 30                                                          # seconds that --resume waits for a process that is ending
 
 
 class Trained(NamedTuple):
     """What a training found."""
-    path: str           # of its results, without an ending
-    steps: list         # at which it was evaluated
+    path: str           # its results, without an ending
+    steps: list         # the steps at which it was evaluated
     returns: list       # the mean return of each evaluation
     best: float
     last: float
 
 
 class Tested(NamedTuple):
-    """What a test found: of each episode."""
+    """What a test found, for each episode."""
     returns: list
     lengths: list
 
 
 def history_row(state, action, reward, keep):
-    """What the agent perceives, (num_envs, row): observation, previous action and reward, zero where keep is 0."""
+    """What the agent perceives, (num_envs, row): observation, previous action and reward. The last two are 0 where keep is 0."""
     return np.concatenate([state, action * keep, reward[:, None] * keep], 1, dtype=np.float32)
 
 
 def evaluate(agent, env, spec, episodes, seed, explore=False):
-    """Returns and lengths of some episodes: memory from zero at each start, the same starts every time."""
+    """Returns and lengths of some episodes. Each begins with a memory of zeros, and every evaluation has the same starts."""
     returns, lengths = [], []
     for episode in range(episodes):
         state, _ = env.reset(seed=seed if episode == 0 else None)
@@ -91,7 +91,7 @@ def seed_everything(run):
     np.random.seed(run.seed)
     torch.manual_seed(run.seed)
     torch.set_num_threads(run.threads)
-    torch.set_flush_denormal(True)                                     # denormal numbers slow an LSTM down, and matter to none
+    torch.set_flush_denormal(True)                                     # denormal numbers slow an LSTM down: they become 0
 
 
 def test(run, agent, env, spec, checkpoint):
@@ -102,7 +102,7 @@ def test(run, agent, env, spec, checkpoint):
     if run.video:
         try:
             env.get_wrapper_attr("save_video")(run.video)
-        except (OSError, RuntimeError) as error:                       # moviepy's goes over several lines
+        except (OSError, RuntimeError) as error:                       # moviepy's text has several lines
             fail(f"--video: '{run.video}' could not be written: {' '.join(str(error).split())[:200]}")
         print(f"{run.video} written: the first episode, return {returns[0]:.1f}, {lengths[0]} steps")
     if run.export:
@@ -120,7 +120,7 @@ def test(run, agent, env, spec, checkpoint):
 
 
 class Interaction:
-    """Act, step the environments, add to the buffer. Iterating takes such steps and yields how many there were, over all."""
+    """Acts, steps the environments, adds to the buffer. Iterating yields the steps taken so far, over all environments."""
 
     def __init__(self, agent, envs, buffer, cfg, spec, seed, env_id=""):
         self.env_id = env_id
@@ -139,7 +139,7 @@ class Interaction:
             next_state, reward, terminated, truncated, info = self.envs.step(action)
             done = terminated | truncated
             last_state = next_state
-            if done.any():                                             # they reset themselves: next_state is a first one
+            if done.any():                                             # an ended one was reset: next_state begins an episode
                 last_state = next_state.copy()
                 last_state[done] = np.stack(info["final_obs"][done])
             self.total += reward
@@ -165,7 +165,7 @@ class Interaction:
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
-        if "total" in saved:                                           # else it was written by an earlier version
+        if "total" in saved:                                           # not in checkpoints of an earlier version
             self.total = saved["total"].numpy()
             self.returns.extend(saved["returns"])
         if not all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]):
@@ -174,7 +174,7 @@ class Interaction:
 
 class Updates:
     """The steps of an agent that learns from recorded episodes: a step is an update, and no environment is stepped."""
-    envs = acted_from = None                                           # which Interaction has
+    envs = acted_from = None                                           # Interaction has these
     returns = ()
 
     def __init__(self, agent, buffer, cfg):
@@ -192,7 +192,7 @@ class Updates:
         return {"checksum": self.checksum}
 
     def restore(self, saved, step):
-        """Go on after a checkpoint. Raises CannotResume if the data are others."""
+        """Go on after a checkpoint. Raises CannotResume if it is another data set."""
         self.step = step
         if saved["checksum"] != self.checksum:
             raise CannotResume(f"the data set {self.cfg.dataset} is not the one that the run was started with")
@@ -205,7 +205,7 @@ def amount(size):
 
 
 class Diverged(Exception):
-    """Training has led to numbers that are not finite. Argument: these, by name."""
+    """Training has led to numbers that are not finite. Argument: a dictionary of them."""
 
 
 def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
@@ -230,7 +230,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     with alone(path, PATIENCE if run.resume else 0):
         if run.resume and finished(path):
             if not read_info(path, check_saved)["config"].get("keep_checkpoint"):
-                Checkpoints(path, None).remove()                       # if it was killed before it could
+                Checkpoints(path, None).remove()                       # the run may have been killed before it did so
             print(f"{path}.csv is there already: this run has finished")
             return trained(path)
         if offline:
@@ -243,7 +243,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
         kept = Models(path, agent, config) if run.save_model else None
         progress = Progress(-(-cfg.max_timesteps // cfg.num_envs) * cfg.num_envs, unit, steps)
-        # The logger comes first: W&B may refuse it, and nothing is touched then. Results begin by removing old files
+        # The logger comes first: if W&B refuses it, no file has been touched. Results begin by removing old files
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
         saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)
         try:
@@ -274,18 +274,18 @@ def trained(path):
 
 
 def begin(run, checkpoints, steps, agent, buffer, listeners, config):
-    """Go on from a checkpoint, if --resume finds one, or start anew. Returns the checkpoint, or None. Exits with 2 if it is of
-    another run."""
+    """Go on from a checkpoint, if --resume finds one, or start anew. Returns the checkpoint, or None. Exits with 2 if it
+    belongs to another run."""
     try:
         saved = resume(checkpoints, run, agent, config) if run.resume else None
         if saved:
             set_state(agent, saved["agent"])
             set_state(buffer, saved["buffer"])
             steps.restore(saved["steps"], saved["step"])
-            generators = saved["random"]                               # what is missing is missed before a file is touched
+            generators = saved["random"]                               # a KeyError comes before a file is touched
         listeners.begin(*(saved["step"], saved["listeners"]) if saved else ())
         if saved:
-            set_random_state(generators)                               # from here on nothing may be drawn before the next step
+            set_random_state(generators)                               # last: until the next step nothing may draw from these
             print(f"going on from step {saved['step']:,}", flush=True)
     except CannotResume as error:
         fail(f"--resume: {error}; --overwrite starts it anew")
@@ -305,7 +305,7 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
 def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new):
     """Act, step, add, train when the agent says so, evaluate. Listeners are told what happens.
 
-    config: all flags at the start, as an agent may change them; new: nothing was resumed, so it begins with an evaluation
+    config: all flags as they were at the start; new: nothing was resumed, so the run begins with an evaluation
     """
     def evaluation():
         weight = largest(agent.state_dict())
@@ -313,7 +313,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
             raise Diverged({"the largest weight": weight})
         listeners.evaluated(steps.step, *evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000))
 
-    def due(freq):                                                     # has this step, of num_envs, passed a multiple of it?
+    def due(freq):                                                     # has this step, num_envs wide, passed a multiple of freq?
         return freq and steps.step // freq > (steps.step - cfg.num_envs) // freq
 
     if new:
@@ -337,18 +337,18 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
                     checkpoints.save_run(agent, buffer, steps, listeners, {**asdict(run), **asdict(cfg)}, config)
             if stop.signal and not last:
                 raise Stopped(stop.signal, bool(checkpoints.steps()))
-        if not due(run.eval_freq):                                     # a longer run has no evaluation here, nor its checkpoint
+        if not due(run.eval_freq):                                     # after the checkpoint: a longer run has no evaluation here
             evaluation()
 
 
 def resume(checkpoints, run, agent, config):
-    """The newest whole checkpoint of a run, its rows already in the buffer, or None. If it has none at all, that of the longest
-    run of the same flags but fewer --max_timesteps. Exits with 2 if it is of other flags, or that run cannot be made longer.
+    """The newest undamaged checkpoint of a run, its rows already in the buffer, or None. If the run has none at all, the longest
+    run of the same flags but fewer --max_timesteps is made longer. Exits with 2 if that cannot be, or if flags differ.
     """
     path, longer = checkpoints.folder.removesuffix(".checkpoint"), None
     try:
         saved = checkpoints.load()
-        if saved is None and not os.path.exists(path + ".log"):        # a study's runs of several lengths are runs of their own
+        if saved is None and not os.path.exists(path + ".log"):        # sweep.py's log: a study's runs are never made longer
             shorter, decays = shorter_runs(run, agent), config.get("lr_decay")
             kept = [other for other in shorter if Checkpoints(other, None).steps()]
             if shorter and (decays or not kept) and not os.path.exists(path + ".json"):
@@ -375,7 +375,7 @@ def shorter_runs(run, agent):
     """The runs in --results_dir of the same flags but fewer --max_timesteps, the longest first: paths without an ending."""
     found = {}
     for file in glob.glob(f"{glob.escape(run.results_dir)}/*_seed={run.seed}.json"):
-        with contextlib.suppress(Exception):                           # what is in a file may be anything
+        with contextlib.suppress(Exception):                           # a damaged file may raise anything
             path = file.removesuffix(".json")
             steps = read_info(path, check_saved)["config"]["max_timesteps"]
             if steps < agent.cfg.max_timesteps and \
@@ -385,9 +385,9 @@ def shorter_runs(run, agent):
 
 
 def has_diverged(step, numbers, path, run):
-    """A line that says so, and what there is of the run. numbers: name to what is not finite."""
+    """A line that says so, and what is left of the run. numbers: {name: what is not finite}"""
     saved = "no model was saved" if run.save_model else "no model was saved (--save_model would have)"
-    with contextlib.suppress(ValueError):                              # there is none
+    with contextlib.suppress(ValueError):                              # there is no such file
         saved = f"the last good model is {path}.last.pt, of step {load_checkpoint(path + '.last.pt')['step']:,}"
     return (f"{', '.join(f'{k} is {float(v)}' for k, v in numbers.items())} at step {step}; {saved}; all flags are in "
             f"{path}.json; a smaller --lr may help")
@@ -400,7 +400,7 @@ def env_options(run):
 
 
 def make_agent(run, cfg, algorithm, spec, checkpoint):
-    """An agent with new weights or, if there is a checkpoint, those of a model. Exits with 2 if there can be none."""
+    """An agent with new weights or, if `checkpoint` is given, a model's. Exits with 2 if it cannot be made."""
     try:
         agent = algorithm(spec, cfg, run.seed, run.device)
     except (RuntimeError, MemoryError):
@@ -410,7 +410,7 @@ def make_agent(run, cfg, algorithm, spec, checkpoint):
             agent.load_state_dict(checkpoint["agent"])
             if not math.isfinite(largest(agent.state_dict())):
                 fail(f"--load_model: '{run.load_model}' holds numbers that are not finite; give another model")
-            if run.explore:                                            # as it did when it was saved, but not at random
+            if run.explore:                                            # it explores as when saved, but is past the warm-up
                 agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
@@ -418,7 +418,7 @@ def make_agent(run, cfg, algorithm, spec, checkpoint):
 
 
 def carry_out(argv, run, cfg, algorithm, checkpoint):
-    """Do what a command line asks for. Returns what was found, Trained or Tested. The arguments after `argv` are parse(argv)."""
+    """Do what a command line asks for. Returns Trained or Tested. The arguments after `argv` are what parse(argv) returned."""
     seed_everything(run)
     options = env_options(run)
     offline, envs, episodes = algorithm.offline, None, None
@@ -453,7 +453,7 @@ def carry_out(argv, run, cfg, algorithm, checkpoint):
         if run.test:
             return test(run, agent, eval_env, spec, checkpoint)
         return train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes)
-    finally:                                                           # also what an interrupted run has recorded
+    finally:                                                           # so that an interrupted run's recording is saved, too
         if run.record:
             data.save(eval_env if run.test else envs.envs[0], run.record, run.policy, shlex.join(["python", "main.py", *argv]))
 

@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal, OneHotCategorical
 class MLP(nn.Module):
     """`n` independent multi-layer perceptrons with ReLU, computed together: (N, in) -> (n, N, out).
 
-    Both Q-networks of a twin critic run in one batched matrix product per layer, half as many operations to launch. The
+    Both Q-networks of a twin critic run in one batched matrix product per layer: half as many operations to launch. The
     weights are initialised as nn.Linear's are, uniform in +-1/sqrt(in).
     """
 
@@ -32,7 +32,7 @@ class MLP(nn.Module):
         x = x.expand(n or self.n, -1, -1)                              # (n, N, in)
         for i, (weight, bias) in enumerate(layers):
             x = x if i == 0 else x.relu_()                             # in place: no gradient needs what it was before
-            if weight.shape[-1] == 1:                                  # one by one: batched, one column is slow on AMD
+            if weight.shape[-1] == 1:                                  # one by one: batched, a single column is slow on AMD
                 x = torch.stack([torch.addmm(*one) for one in zip(bias.unbind(), x.unbind(), weight.unbind())])
             else:
                 x = torch.baddbmm(bias, x, weight)
@@ -47,7 +47,7 @@ def begin_near_zero(mlp):
 
 
 def distribution(output, log_std=None):
-    """A policy's distribution over actions (N, action_dim), from what its network puts out.
+    """A policy's distribution over actions (N, action_dim), from its network's output.
 
     Args:
         output: (N, action_dim), the means of Gaussians, or logits where there is no log_std
@@ -81,7 +81,7 @@ def to_array(*tensors):
 
 
 def adam(network, lr, core_lr=None):
-    """Adam over a network, its core with a learning rate of its own if `core_lr` is given. initial_lr: for --lr_decay."""
+    """Adam over a network. Its core has its own learning rate if `core_lr` is given. initial_lr: for --lr_decay"""
     core = list(network.core.parameters())
     rest = [p for p in network.parameters() if all(p is not c for c in core)]
     parts = [(rest, lr), (core, core_lr)] if core and core_lr else [(rest + core, lr)]      # a step costs time for each group
@@ -93,7 +93,7 @@ def optimize(optimizer, loss, max_grad_norm=None):
     """One gradient step on the optimizer's own parameters alone.
 
     An actor's loss also passes through the critic. `backward(inputs=...)` leaves out the critic's weights, whose gradients would
-    be computed for nothing, and added to those of its own loss.
+    be computed for nothing.
 
     Args:
         max_grad_norm: if given, the gradient is scaled down to this norm where it is larger
@@ -107,7 +107,7 @@ def optimize(optimizer, loss, max_grad_norm=None):
 
 
 def target_of(network):
-    """A copy of a network, that soft_update will move slowly towards it. It is not frozen: call it under no_grad."""
+    """A copy of a network, which soft_update moves slowly towards it. Its weights are not frozen: call it under no_grad."""
     target = copy.deepcopy(network)
     for module in target.modules():
         if isinstance(module, nn.RNNBase):

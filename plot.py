@@ -1,4 +1,4 @@
-"""Draw results, the same ones to the byte: reads runs and chooses among them; support/drawing.py draws.
+"""Draw results. The same results give the same files, to the byte. Runs are read and chosen here, support/drawing.py draws.
 
     python plot.py                                     the committed runs, into plots/
     python plot.py --env 'Hopper*' --policy PPO        some of them; --where seq_len=8 for any other flag
@@ -6,8 +6,8 @@
     python plot.py results/history/pilot               the runs of a folder, or single ones
     python plot.py --study studies/memory.toml         a study, from results/memory into plots/memory (support/study.py)
 
-Without PATHS these are the runs of results/reference, and your own, which lie in results/ itself. What holds runs of your own or
-was chosen goes to plots/own/, which git ignores: your runs, beside the reference on the same tasks.
+Without PATHS it draws the runs of results/reference, and your own, which lie in results/ itself. If there are any of your own,
+or if you chose some, figures go to plots/own/, which git ignores. Your runs then stand beside the reference on the same tasks.
 
     overview.png             a row per algorithm and memory, a dot per seed, published values beside them
     ENV_OBSERVATION.png      curves of a task, a panel per algorithm; runs that differ in seed or BOOKKEEPING are one line
@@ -44,7 +44,7 @@ from support.tasks import TASKS
 REFERENCE, HISTORY, OWN = os.path.join("results", "reference"), os.path.join("results", "history"), "results"
 BOOKKEEPING = {"seed"} | NOT_LEARNING
 NOISE = ["flicker", "obs_noise", "sensor_dropout", "env_kwargs"]
-NAMED = ["env", "observe", *NOISE, "policy", "recurrent_actor", "recurrent_critic", "core"]    # each has a place of its own
+NAMED = ["env", "observe", *NOISE, "policy", "recurrent_actor", "recurrent_critic", "core"]    # each stands elsewhere in a figure
 MEMORY = {f.name for f in fields(MemoryFlags)}
 OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 CORES = {"lstm": "LSTM", "gru": "GRU", "mingru": "minGRU"}
@@ -59,7 +59,7 @@ def defaults(config):
     flags = load_policy(config["policy"]).HyperParameters
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     return {f.name: f.default for f in fields(flags)} | (flags.recurrent_defaults if recurrent else {}) | \
-        {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # also what it starts from
+        {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # also load_model
 
 
 def line_key(config):
@@ -73,8 +73,8 @@ def read_run(path, own=False):
         info = read_info(path, check_saved)
         config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
         config["seed"] = int(config["seed"])
-        config["load_model"] = re.sub(r"_seed=\d+", "", os.path.basename(config["load_model"]))   # each seed from its own
-        hash(line_key(config) + tuple(config[k] for k in {*NAMED} - {"env_kwargs"}))    # all are there
+        config["load_model"] = re.sub(r"_seed=\d+", "", os.path.basename(config["load_model"]))   # each seed has its own model
+        hash(line_key(config) + tuple(config[k] for k in {*NAMED} - {"env_kwargs"}))    # raises if one is missing
         table = tables.evaluations(path, info).set_index("step")
         if 0 not in table.index:                                       # every run begins with it, so seeds share a step
             raise ValueError("no evaluation at step 0")
@@ -85,8 +85,8 @@ def read_run(path, own=False):
 
 
 def read_runs(places):
-    """All runs of {a folder, or a run: are they the reader's own}. Warns of those that cannot be read, or repeat another; exits
-    with 2 if there are no others."""
+    """All runs of `places`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
+    with 2 if no run is left."""
     runs, problems = {}, []
     for place, own in places.items():
         folder = os.path.isdir(place) or place in (REFERENCE, OWN)
@@ -130,7 +130,7 @@ def choose(runs, wanted):
 
 
 def place(config):
-    """Environment; what the agent sees, in words; a file's name of both."""
+    """The environment; what the agent sees, in words; a file's name made of both."""
     noise = [f"{k}={text(config[k])}" for k in NOISE if config.get(k)]
     return (config["env"], ", ".join([OBSERVE.get(config["observe"], f"entries {config['observe']}"), *noise]),
             "_".join([re.sub(r'[<>:"/\\|?*]', "-", f"{config['env']}_{config['observe']}"), *noise]))
@@ -146,7 +146,7 @@ def make_lines(runs):
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
         lines.append(drawing.Line(*place(config), config["policy"], memory, drawing.COLOURS.get(memory.split()[0], drawing.INK),
                                   config, flags, own, load_policy(config["policy"]).offline, its))
-    # Tasks as in TASKS, what hides something first; none before LSTM, plain before flags, numbers before words
+    # Tasks as in TASKS, partly observed ones first; no memory before LSTM, lines of few flags first, numbers before words
     lines.sort(key=lambda line: (
         [bool(re.fullmatch(pattern, line.env)) for pattern, *_ in TASKS].index(True), line.env,
         line.seen == OBSERVE["full"], line.file, POLICIES.index(line.policy), line.own,
@@ -154,7 +154,7 @@ def make_lines(runs):
         [(k, isinstance(v, str), -math.inf if v is None else v) for k, v in line.flags.items()]))
     for mine in drawing.grouped(lines, lambda line: (line.file, line.policy)).values():
         for line in mine:
-            # A flag is named if another line has another value; those about memory if another line with memory has
+            # A flag is named if another line has another value of it; a flag about memory, if another line with memory has
             named = [f"{drawing.short(v)} steps" if k == "max_timesteps" else f"{k}={text(v)}" for k, v in line.flags.items()
                      if any(other.config.get(k) != v for other in mine if k not in MEMORY or other.memory != "none")]
             line.label = ", ".join([line.memory.replace("none", "no memory"), *named, *["yours"] * line.own])

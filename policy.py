@@ -13,7 +13,7 @@ saw of it in training (--observe, noise, one-hot) and how its actions are scaled
 It acts in several environments at once, too, when observations have one axis more. Then `policy.reset(which)` says which of
 them begin a new episode.
 
-Returns are those of --test to the bit where Torch has as many threads: torch.set_num_threads(1), as --threads has it, is also
+Returns equal those of --test to the bit if Torch has as many threads. --threads is 1 by default. torch.set_num_threads(1) is also
 the fastest for networks of this size. Loading leaves this setting alone.
 """
 import os
@@ -31,11 +31,11 @@ def load(path, env=None, device="cpu"):
     """The policy of a model file or an exported folder.
 
     Args:
-        env: the id of its environment, if not the model's own. An id MODULE:ID imports the module, which is to run its code. So
-            it has to be said here, a model's word is not enough.
+        env: the id of its environment, if not the model's own. An id MODULE:ID imports the module, and so runs its code.
+            That has to be asked for here: a model's word is not enough.
         device: where it runs, as --device
     Raises:
-        ValueError: what the command line says to --test --load_model PATH, in one line
+        ValueError: the one line that --test --load_model PATH would print
     """
     argv = ["--test", f"--load_model={os.fspath(path)}", f"--device={device}", "--eval_episodes=1"]
     with no_exit():
@@ -51,7 +51,7 @@ class Policy:
 
     def __init__(self, run, agent, env):
         self.run, self.agent = run, agent
-        self.wrappers = []                                             # by which the agent sees and acts, the innermost last
+        self.wrappers = []                                             # that let the agent see and act, the innermost last
         while not isinstance(env, Checked):
             self.wrappers.append(env)
             env = env.env
@@ -60,7 +60,7 @@ class Policy:
         self.reset()
 
     def make_env(self):
-        """Its environment as gymnasium.make makes it, with the run's --max_episode_steps. What the agent sees is done here."""
+        """Its environment as gymnasium.make makes it, with the run's --max_episode_steps. `see` and `act` do the rest."""
         env = make_env(self.run.env, **env_options(self.run))
         while not isinstance(env, Checked):
             env = env.env
@@ -70,7 +70,7 @@ class Policy:
         """Empty the memory: the next observation begins an episode.
 
         Args:
-            which: of several environments those that begin one, a boolean array; without it all, and their number may change
+            which: a boolean array, True for each environment that begins one; without it all do, and their number may change
         Raises:
             ValueError: it is no boolean array with an entry for each environment
         """

@@ -13,23 +13,23 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
     env = ["Cue10-v0", "Cue30-v0"]
     algorithm = [{policy = "TD3", lr = 1e-3}, {policy = "PPO"}] # a table in a list sets several flags; its name is free
 
-    [[runs]]                                                    # any number of these; one has precedence over [common]
+    [[runs]]                                                    # any number of these; its flags replace those of [common]
     name = "window length"                                      # for messages, may be left out
     seeds = [0, 1]                                              # if not those at the top
     recurrent = true
     seq_len = [1, 8, "full"]
 
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
-`main.py ... --resume`, and what it says goes to RUN.log beside its results. If its worker or node dies it goes on elsewhere
-from its last checkpoint, up to --retries times; if main.py itself gives up (bad input, NaN) it has failed. Ctrl-C and SIGTERM
-let each run write a checkpoint. The same command goes on, and leaves what is finished alone. A sweep does not survive the death
-of a cluster's first node; the same command goes on then, too. On a cluster, code and results must lie on a file system that
-all nodes see at the same path.
+`main.py ... --resume`, and its output goes to RUN.log beside its results. If its worker or node dies, the run goes on elsewhere
+from its last checkpoint, up to --retries times. If main.py itself gives up (bad input, NaN), the run has failed. Ctrl-C and
+SIGTERM let each run write a checkpoint. The same command then goes on with unfinished runs. It does so, too, after the death of
+a cluster's first node, which a sweep does not survive. On a cluster, code and results must lie on a file system that all nodes
+see at the same path.
 
 No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: main.py
-locks the run that it works at. The next process waits half a minute for the lock, and then its run has failed. That needs a
-file system with locks (NFS has them, and Lustre mounted with flock). On Linux a process whose worker dies gets SIGTERM, so that
-it does not live on for long.
+locks the run that it works at. Another process waits half a minute for the lock, and then fails. Locks need a file system that
+has them (NFS does, and Lustre mounted with flock). On Linux a process gets SIGTERM when its worker dies, so that it does not live
+on for long.
 """
 from support import console
 
@@ -68,9 +68,9 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             "device": "cannot be chosen, a run gets one core and no GPU", "threads": "cannot be chosen, a run gets one core",
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
-MOST = 10_000                                                          # runs of a study
-NAMES = ("name", "without", "seeds", "question", "words")              # of a case or an arm, no flags; the last two are plot.py's
-# Starts main.py in such a way that the death of its worker, which not even kill -9 can hide, sends it SIGTERM
+MOST = 10_000                                                          # runs of a study, at most
+NAMES = ("name", "without", "seeds", "question", "words")              # keys that are no flags; the last two are for plot.py
+# Starts main.py so that Linux sends it SIGTERM when its worker dies, even by kill -9 (1 is PR_SET_PDEATHSIG)
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -79,24 +79,24 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
 
 @dataclass
 class Run:
-    arms: list                  # where it stands in the file: once, or more often
-    path: str                   # of its results, without an ending
-    words: list                 # of its command, after main.py
+    arms: list                  # the places in the file that ask for it
+    path: str                   # its results, without an ending
+    words: list                 # the words of its command, after main.py
     config: dict                # all its flags
     state: str = "waiting"      # or running, done, failed
     attempts: int = 0
-    began: float = 0.0          # the last attempt
-    seconds: float = 0.0        # that all attempts took
-    case: str = ""              # of a study that has cases
+    began: float = 0.0          # when the last attempt began
+    seconds: float = 0.0        # the time that all attempts took
+    case: str = ""              # if the study has cases
     arm: str = ""
 
 
 # ---------------------------------------------------------------------- the file
 
 def read_study(path, results_dir, imports=False):
-    """A list of Run, each once, all arms with the first seed first. Exits with 2 and one line if anything is wrong.
+    """The runs of a study, a list of Run, those with the first seed first. Exits with 2 and one line if anything is wrong.
 
-    imports: try also the environments whose ids begin with a module, which runs its code
+    imports: also try environments whose ids name a module, which runs the module's code
     """
     try:
         with open(path, "rb") as file:
@@ -107,7 +107,7 @@ def read_study(path, results_dir, imports=False):
         fail(f"{path} is not TOML: {str(error)[:200]}")
     seeds, common = study.pop("seeds", None), study.pop("common", {})
     arms, cases = study.pop("runs", None), study.pop("cases", [{}])
-    study.pop("answers", None)                                         # plot.py's
+    study.pop("answers", None)                                         # for plot.py
     if study:
         fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common], [[cases]] and [[runs]]")
     if not isinstance(seeds, list) or not seeds:
@@ -178,7 +178,7 @@ def read_study(path, results_dir, imports=False):
 
 
 def is_tables(them):
-    """Is it a list of tables, of one at least?"""
+    """Is it a list of one or more tables?"""
     return isinstance(them, list) and bool(them) and all(isinstance(table, dict) for table in them)
 
 
@@ -191,7 +191,7 @@ def axes_of(table):
 def check_once(where, table):
     """Exits with 2 and one line if two entries of a table set the same flag, so that one of the two would be dropped in silence.
 
-    One kind is allowed: a single value is a default, which an axis of tables may change.
+    One case is allowed: a single value is a default, which an axis of tables may change.
     """
     setter = {}
     for name, parts in axes_of(table).items():
@@ -213,7 +213,7 @@ def combinations(table):
 
 
 def check(where, flags, seed, results_dir, imports=False):
-    """A Run, its flags checked as main.py does. Exits with 2 and its line if it refuses them."""
+    """A Run, its flags checked as main.py checks them. Exits with 2 and main.py's line if it refuses them."""
     for name in flags:
         if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):           # such as no-resume and results_dir=X
             fail(f"{where}: '{name[:60]}' is not the name of a flag, of letters, digits and _; for --no-X write X = false")
@@ -249,17 +249,17 @@ def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout, env_kwargs):
 # ---------------------------------------------------------------------- where runs are run
 
 def work(words, log, here, modules=""):
-    """On a worker: one run, a process, to its end. Returns its exit code, negative if it was killed by a signal.
+    """On a worker: let one run, a process, come to its end. Returns its exit code, negative if a signal killed it.
 
     A worker that died may have left a process that still writes its checkpoint. main.py --resume waits for that one.
 
     Args:
-        words: of the command, after python
-        log: file that gets what it prints
-        here: folder to run it in
+        words: those of the command, after python
+        log: the file that gets its output
+        here: the folder to run it in
         modules: a folder where Python finds modules, too
     """
-    with open(log, "ab", 0) as file:                                   # unbuffered: what a full disk has no room for is lost
+    with open(log, "ab", 0) as file:                                   # unbuffered: a full disk loses lines, but no close() fails
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), modules]))
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         with contextlib.suppress(OSError):
@@ -270,7 +270,7 @@ def work(words, log, here, modules=""):
         try:
             while process.poll() is None:                              # in short sleeps: a cancel arrives between them
                 time.sleep(0.2)
-        except KeyboardInterrupt:                                      # what Ray makes of a cancel
+        except KeyboardInterrupt:                                      # Ray turns a cancel into this
             process.terminate()
             process.wait()                                             # it finishes its step and writes a checkpoint
         return process.returncode
@@ -280,18 +280,18 @@ class Pool:
     """The cores of this machine or of a cluster. Exits with 2 and one line if there is no Ray, or no cluster."""
 
     def __init__(self, address, cores):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")          # nothing is reported to anyone unasked
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")          # Ray reports nothing to its makers unasked
         try:
             import ray
         except ImportError:
             fail("sweep.py runs on Ray, which is not installed; pip install ray (--dry_run works without)")
         where = dict(address=address) if address else dict(address="local", num_cpus=cores, include_dashboard=False)
         try:
-            if address:                                                # else Ray tries for minutes
+            if address:                                                # Ray alone would try for minutes
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
-        except Exception as error:                                     # of many kinds
+        except Exception as error:                                     # Ray raises many kinds
             fail((f"--address {address} must be HOST:PORT of a Ray cluster, as ray start prints it, and this machine a node of it"
                   if address else "Ray does not start on this machine") + f" ({' '.join(str(error).split())[:150]})")
         self.ray, self.running = ray, {}
@@ -313,7 +313,7 @@ class Pool:
             try:
                 code = self.ray.get(ref)
                 why = f"exit code {code}"
-            except self.ray.exceptions.RayTaskError as error:          # there is no log to write to, for one
+            except self.ray.exceptions.RayTaskError as error:          # such as a log that cannot be opened
                 code, why = 1, " ".join(str(error.cause).split())
             except self.ray.exceptions.RayError as error:              # the worker or the node died, or it was cancelled
                 code, why = None, type(error).__name__
@@ -327,7 +327,7 @@ class Pool:
 # ---------------------------------------------------------------------- the sweep
 
 class Stop(checkpoint.Stop):
-    """Within it, SIGINT and SIGTERM only take a note; a second one acts as ever."""
+    """As checkpoint.Stop, but it prints nothing: `go` says that it stops."""
 
     def note(self, number, frame):
         self.signal = number
@@ -335,10 +335,10 @@ class Stop(checkpoint.Stop):
 
 
 class Display:
-    """A table on a terminal; in a file a line whenever something happens."""
+    """What a sweep says: a table on a terminal, or a line per event in a file."""
 
     def __init__(self, runs):
-        self.runs, self.lines = runs, 0                                # of the table
+        self.runs, self.lines = runs, 0                                # lines of the table on the terminal now
 
     def count(self, cores=0):
         states = collections.Counter(run.state for run in self.runs)
@@ -353,7 +353,7 @@ class Display:
 
     def say(self, text):
         if self.lines:
-            print(f"\x1b[{self.lines}F\x1b[J", end="")                 # the table goes, and comes again below
+            print(f"\x1b[{self.lines}F\x1b[J", end="")                 # up to the table's first line, and erase it (ANSI codes)
             self.lines = 0
         print(text, flush=True)
 
@@ -379,7 +379,7 @@ def last_line(run):
 
 
 def go(runs, pool, retries, display, keep=lambda run: None):
-    """Run those that wait, until each is done or has failed, `keep` what is done. Returns the signal that stopped it, or None."""
+    """Run the waiting runs until each is done or has failed; `keep` gets those done. Returns the signal that stopped it."""
     waiting, running, stopping = collections.deque(run for run in runs if run.state == "waiting"), 0, False
     with Stop() as stop:
         while running or waiting and not stopping:
@@ -398,7 +398,7 @@ def go(runs, pool, retries, display, keep=lambda run: None):
                     keep(run)
                 elif code in (1, 2) or run.attempts > retries and not stop.signal:
                     run.state, what = "failed", f"failed ({why})"
-                else:                                                  # no fault of its own
+                else:                                                  # lost or stopped, no fault of its own
                     run.state, what = "waiting", f"stopped ({why})" if stop.signal else \
                         f"lost ({why}), retry {run.attempts} of {retries} goes on from its last checkpoint"
                     waiting.appendleft(run)
@@ -425,11 +425,11 @@ def main(argv=None):
     if args.cores and args.address:
         fail("--cores is for this machine, and a cluster's nodes have said how many they have; drop one of the two")
     folder = os.path.abspath(args.results_dir or os.path.join(HERE, "results", os.path.splitext(os.path.basename(args.study))[0]))
-    # Inside the repository relative to it: a run's JSON holds its command, and no path of this machine
+    # Relative if it is in the repository: a run's JSON holds its command, and should hold no path of this machine
     place = folder.removeprefix(HERE + os.sep)
     runs = read_study(args.study, place)
     modules = sorted({run.config["env"].split(":")[0] for run in runs if ":" in run.config["env"]})
-    if modules:                                                        # said before any code of theirs is run
+    if modules:                                                        # said before any code of these modules runs
         print(f"{args.study} {'would import' if args.dry_run else 'imports'} {', '.join(modules)} for its environments",
               file=sys.stderr, flush=True)
         if not args.dry_run:
@@ -454,7 +454,7 @@ def main(argv=None):
         if run.case:
             try:
                 tables.collect(table(run), run.arm, order, run.path, check_saved)
-            except (OSError, ValueError, SystemExit) as error:         # of the last kind, what is wrong has been said
+            except (OSError, ValueError, SystemExit) as error:         # SystemExit: `alone` has said what is wrong
                 why = "" if isinstance(error, SystemExit) else f" ({getattr(error, 'strerror', None) or error})"
                 print(f"warning: the tables of {run.case} lack {os.path.basename(run.path)}, which keeps its own files until the "
                       f"same command is run again{why}", file=sys.stderr, flush=True)
@@ -466,17 +466,17 @@ def main(argv=None):
         run.path = os.path.join(HERE, run.path)
         if run.case and os.path.basename(run.path) in collected[run.case]:
             run.state = "done"
-            tables.remove(run.path)                                    # if it was killed in between
+            tables.remove(run.path)                                    # a sweep may have been killed before it did so
         elif finished(run.path):
             run.state = "done"
             keep(run)
     display, signal = Display(runs), None
     display.say(display.count())
-    console.something_to_keep()                                        # Ray's processes go with this one, if it ends in order
+    console.something_to_keep()                                        # Ray's processes end with this one if it ends in order
     try:
         if any(run.state == "waiting" for run in runs):
             signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display, keep)
-    except KeyboardInterrupt:                                          # while Ray starts, or a second one
+    except KeyboardInterrupt:                                          # while Ray starts, or at a second signal
         console.say_interrupted(": go on with the same command")
         sys.exit(130)
     display.say(f"{display.count()}; results are in {folder}")

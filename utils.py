@@ -74,11 +74,11 @@ class Buffer:
 
     Every stored step is equally likely to be trained on. A window of L steps may begin at any step, and also up to L - 1 steps
     *before* its episode, of which only the part inside is used. So each step lies in exactly L of the windows that can be
-    drawn, the first and the last of an episode included. A draw is an index into (rows) + (episodes x (L - 1)): no scan. One that
-    hits an episode's last row holds no step, and is dropped.
+    drawn, the first and the last of an episode included. A draw is one random number below rows + episodes x (L - 1), so nothing
+    is searched. A window that begins at an episode's last row holds no step, and is dropped.
 
     Args:
-        size: rows in memory, over all streams (one per step, and one more per episode)
+        size: rows of all streams together (one per step, and one more per episode)
         state_dim, action_dim, hidden_dim: widths of a row's parts; hidden_dim is 0 where no window starts from a stored state
         num_envs: number of streams
         seed: of the generator that draws windows
@@ -94,18 +94,19 @@ class Buffer:
                  on_device=False):
         self.capacity = max(2, -(-size // num_envs))                   # rows per stream
         self.state_dim, self.action_dim, self.num_envs, self.device = state_dim, action_dim, num_envs, device
-        self.hidden_dim = hidden_dim                                 # 0 where windows never start from a stored state
+        self.hidden_dim = hidden_dim
         self.row_size = state_dim + action_dim + 1                     # of a history row; `terminated` comes after it
         rows = self.capacity * num_envs
         self.rows = torch.zeros(rows, self.row_size + 1)
         self.hidden = torch.zeros(rows, hidden_dim, dtype=torch.float16 if precision == "float16" else None)
-        self.changed = np.zeros(rows, bool)                            # since the last checkpoint
+        self.changed = np.zeros(rows, bool)                            # rows written since the last checkpoint
         self._rows, self._hidden = self.rows.numpy(), self.hidden.numpy()  # views, to write without tensor overhead
         self.on_device = on_device
         if on_device:
             self.device_rows, self.device_hidden = self.rows.clone().to(device), self.hidden.clone().to(device)
         self.copied = np.zeros(num_envs, np.int64)                     # position up to which the device has a stream's rows
-        # Positions count up forever within a stream; position p lies at p % capacity. Row -> episode -> first, last row
+        # Positions count up for ever within a stream; position p lies in row p % capacity. `episode` leads from a row to its
+        # episode's slot, `first` and `last` from a slot to positions
         self.episode = np.zeros((num_envs, self.capacity), np.int32)
         self.max_episodes = self.capacity // 2 + 2
         self.first = np.zeros((num_envs, self.max_episodes), np.int64)
@@ -115,7 +116,7 @@ class Buffer:
         self.oldest = np.zeros(num_envs, np.int64)                     # number of the oldest episode
         self.newest = np.full(num_envs, -1, np.int64)                  # number of the newest episode
         self.running = np.zeros(num_envs, bool)                        # is the newest episode unfinished?
-        self.begin = np.zeros(num_envs, np.int64)                      # position of the first step: before it is only a past
+        self.begin = np.zeros(num_envs, np.int64)                      # position of the first step; rows before are a past
         # Rows that the oldest episode had before its first stored one, (n, row); None: overwritten or forgotten
         self.earlier = [self.rows[:0, :-1]] * num_envs
         self.keep_earlier = False                                      # does clear() keep them? For whole_past
@@ -124,7 +125,7 @@ class Buffer:
 
     @staticmethod
     def bytes_needed(size, state_dim, action_dim, hidden_dim, precision="float32"):
-        """RAM for `size` rows, all included."""
+        """Bytes of RAM for `size` rows, all included."""
         return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_dim + 4 + 8 + 1)
 
     def __len__(self):
@@ -211,8 +212,8 @@ class Buffer:
     def sample(self, batch_size, seq_len=1, burn_in=0):
         """Draw windows until they hold at least `batch_size` real steps: every stored step is equally likely.
 
-        Stopping at a count keeps that (Wald's identity: windows are independent, and the stop looks at no later one) and
-        makes an update equally large whatever the episodes' lengths; with windows of 32, 256 steps are 8 full windows.
+        Drawing stops at a count of steps, so that updates are equally large whatever the episodes' lengths are. Steps stay
+        equally likely (Wald's identity), since windows are independent and the stop looks at no later one.
 
         Args:
             batch_size: steps to be trained on, padding not counted
@@ -234,14 +235,14 @@ class Buffer:
         rows = self.head - self.tail + 1                               # (num_envs,)
         episodes = self.newest - self.oldest + 1
         L = seq_len
-        if seq_len == "full":                                          # an episode is a window: draw episodes alone
+        if seq_len == "full":                                          # draw episodes alone: no rows, and L - 1 = 1 for each
             rows, L = 0 * rows, 2
         upto = np.cumsum(rows + episodes * (L - 1))
         expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)
         draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)
         env = np.searchsorted(upto, draw, side="right")
         draw = draw - (upto - rows - episodes * (L - 1))[env]
-        # Below rows[env]: a window that begins at that row. Above: one that begins before the episode does
+        # Below rows[env] a draw is a window that begins at that row. Above, it is one that begins before its episode does
         begins_inside = draw < rows[env]
         number, before = np.divmod(np.maximum(draw - rows[env], 0), max(L - 1, 1))
         position = self.tail[env] + draw
@@ -266,7 +267,7 @@ class Buffer:
         return self._gather(*np.array(cuts).T, burn_in)
 
     def _gather(self, env, start, length, slot, burn_in):
-        """Collect windows. One gather; no row outside a window's own episode is touched, not even for padding."""
+        """Collect windows into a batch. No row outside a window's own episode is read, not even for padding."""
         if self.on_device:
             self._copy_to_device()
         L = int(length.max())
@@ -285,7 +286,7 @@ class Buffer:
         past_step = np.minimum(np.arange(burn_in), np.maximum(past_length[:, None] - 1, 0))
         past_index = torch.from_numpy(base + (past_start[:, None] + past_step) % self.capacity)
         hidden_index = torch.from_numpy((env * self.capacity + past_start % self.capacity)[:, None])
-        after = rows[:, 1:].flatten(0, 1)                              # the row after a step says what was done and came of it
+        after = rows[:, 1:].flatten(0, 1)                              # a step's action, reward and end stand in the row after it
         after = after if real is None else after.index_select(0, real)     # (N, row + 1)
         return Batch(
             history=rows[..., :-1], action=after[:, S:-2], reward=after[:, -2:-1], not_done=1 - after[:, -1:],
@@ -295,11 +296,11 @@ class Buffer:
             hidden=self._take(self.hidden, hidden_index)[:, 0].to(rows.dtype), index=index)
 
     def whole_past(self, batch):
-        """Every step of its episode before each window of a batch, from the true first one on. For --staleness.
+        """The past of each window of a batch, from its episode's true first step on. For --staleness.
 
         Returns:
-            past (B, K, row) and past_length (B,), as in Batch; known (B,) bool: False, with no past, where the episode's
-            first steps are lost
+            past (B, K, row) and past_length (B,), as in Batch; known (B,) bool: False, and then no past, where the
+            episode's first steps are lost
         """
         pasts = []
         for env, place in zip(*np.divmod(batch.index[:, 0].numpy(), self.capacity)):
@@ -326,7 +327,7 @@ class Buffer:
         return source[index].to(self.device)
 
     def _copy_to_device(self):
-        """Bring what was added since the last time, in one piece. The newest row goes again: its hidden state may change."""
+        """Copy the rows added since the last time, in one piece. The newest is copied again, as its hidden state may change."""
         index = [env * self.capacity + np.arange(max(self.copied[env], self.tail[env]), self.head[env] + 1) % self.capacity
                  for env in range(self.num_envs)]
         index = torch.from_numpy(np.concatenate(index))
@@ -356,10 +357,10 @@ class SumTree:
         return self.nodes[self.base + leaves]
 
     def __setitem__(self, leaves, values):
-        """Set the values of several leaves (of one named twice, the last)."""
+        """Set the values of several leaves. Of a leaf that is named twice, the last value counts."""
         nodes = self.base + np.atleast_1d(leaves)
         self.nodes[nodes] = values
-        while nodes[0] > 1:                                            # all lie on one level
+        while nodes[0] > 1:                                            # all nodes lie on one level; go up to the root
             nodes = nodes >> 1
             self.nodes[nodes] = self.nodes[2 * nodes] + self.nodes[2 * nodes + 1]
 
@@ -368,11 +369,11 @@ class SumTree:
         return self.nodes[1]
 
     def draw(self, uniform):
-        """Leaves (n,) for n numbers in [0, 1)."""
+        """The leaves (n,) in which n numbers in [0, 1), as shares of the total, fall."""
         mass, nodes = uniform * self.total, np.ones(len(uniform), np.int64)
         while nodes[0] < self.base:
             left = self.nodes[2 * nodes]
-            # Never into an empty half, where rounding might lead
+            # Rounding must not lead into an empty half
             right = (mass >= left) & (self.nodes[2 * nodes + 1] > 0) | (left == 0)
             mass = mass - right * left
             nodes = 2 * nodes + right
@@ -391,11 +392,11 @@ class PrioritisedBuffer(Buffer):
         super().__init__(*args, **kwargs)
         self.priority = SumTree(len(self.rows))
         self.cut = np.zeros(self.num_envs, np.int64)                   # position up to which windows have been cut
-        self.count, self.largest = 0, 1.0                              # windows there are; largest priority ever
+        self.count, self.largest = 0, 1.0                              # number of windows; the largest priority ever
 
     @staticmethod
     def bytes_needed(size, *args, **kwargs):
-        """RAM for `size` rows, all included."""
+        """Bytes of RAM for `size` rows, all included."""
         return Buffer.bytes_needed(size, *args, **kwargs) + 16 * (1 << (size - 1).bit_length())
 
     def _append(self, env):
@@ -432,10 +433,10 @@ class PrioritisedBuffer(Buffer):
         self.cut_windows(seq_len)
         draws, total = [], 0
         while total < batch_size:
-            L = 50 if seq_len == "full" else seq_len
+            L = 50 if seq_len == "full" else seq_len                   # full: a guess, the loop draws more if it is too large
             at = self.priority.draw(self.rng.random(-(-(batch_size - total) // L)))
             env, place = np.divmod(at, self.capacity)
-            start = self.head[env] - (self.head[env] - place) % self.capacity      # the newest position that lies there
+            start = self.head[env] - (self.head[env] - place) % self.capacity      # the newest position in that row
             slot = self.episode[env, place]
             length = np.minimum(self.last[env, slot] - start, np.inf if seq_len == "full" else seq_len).astype(np.int64)
             draws.append(np.stack([env, start, length, slot]))

@@ -7,11 +7,11 @@
     python benchmarks/bench.py --device cuda W1    networks and batches on a GPU; --buffer_on_device: the buffer, too
     python benchmarks/bench.py --device cuda --seeds 1 2 4       so many runs at once on one GPU
 
-Contenders take turns, round by round, and a ratio is the median over rounds of the quotient within a round, so that a
-machine that slows down slows down both. Times are CPU time of this process, so that other processes count little. For an
-update the table also says how many floating-point operations it needs and how long those alone would take at the rate of a
-large matrix product, measured in the same run: the floor. One thread; Hopper's shapes, 15 observations and 3 actions.
-On a GPU times are wall time, to the end of the work there.
+Contenders take turns, round by round. A ratio is the median over rounds of the quotient within a round, so that a machine
+that slows down slows both. Times are CPU time of this process, so that other processes count little. For an update the
+table also gives its number of floating-point operations and its floor: the time that these alone would take at the rate of
+a large matrix product, measured in the same run. One thread; Hopper's shapes, 15 observations and 3 actions. On a GPU
+times are wall time, to the end of the work there.
 """
 import argparse
 import copy
@@ -64,11 +64,11 @@ def filled(agent, fill, episode=1000):
     buffer = Buffer(fill + fill // episode + 2, S, A, agent.stored_hidden_dim, device=agent.device,
                     on_device="--buffer_on_device" in WHERE)
     rng = np.random.default_rng(0)
-    hidden = 0.5 * rng.normal(size=(997, 1, agent.hidden_dim)).astype(np.float32)        # over and over
+    hidden = 0.5 * rng.normal(size=(997, 1, agent.hidden_dim)).astype(np.float32)        # used over and over
     state, reward = rng.normal(size=(fill + 1, 1, S)).astype(np.float32), rng.normal(size=(fill, 1))
     action = rng.uniform(-1, 1, (fill, 1, A)).astype(np.float32)
     for t in range(fill):
-        end, terminates = np.array([t % episode == episode - 1]), t // episode % 2 == 0        # in turn with truncation
+        end, terminates = np.array([t % episode == episode - 1]), t // episode % 2 == 0        # every other one is truncated
         buffer.add(state[t], action[t], reward[t], state[t + 1], end & terminates, end & (not terminates),
                    hidden[t % 997], hidden[(t + 1) % 997])
     return buffer
@@ -77,7 +77,7 @@ def filled(agent, fill, episode=1000):
 class PlainTD3:
     """TD3 as one would first write it down, with the same weights: modules of their own, one optimizer each, autograd's way.
 
-    It is right: no gradient of the actor through the critic's memory, targets without gradient, unrolled from the same start.
+    It is correct: the actor's gradient does not pass through the critic's core, and targets start from the same states.
     """
 
     def __init__(self, agent):
@@ -148,7 +148,7 @@ class PlainTD3:
 
 def update_flops(agent):
     """Floating-point operations of one TD3 update, about: multiply and add count as two, a backward pass as two forward ones,
-    averaged over the delay. Elementwise work, and the targets' one step more per window, are left out."""
+    averaged over the delay. Elementwise work and the targets' extra step per window are left out."""
     def core(network):
         return 2 * sum(p.numel() for name, p in network.core.named_parameters() if "weight" in name)
 
@@ -199,9 +199,9 @@ def update_work(words, peers, **kind):
 
 
 def torchrl_network(cfg, name, reads, writes):
-    """A network of torchrl's: a core where one is asked for, an MLP over its output and what it reads, tanh for an action.
+    """A network of torchrl's: a core if asked for, an MLP that reads its output and `reads`, a tanh if it writes an action.
 
-    A core reads the previous action beside the observation, as this project's; the MLP after it then does, too.
+    A core reads the previous action beside the observation, as this project's does. The MLP after it then reads it, too.
     """
     from tensordict.nn import TensorDictModule, TensorDictSequential
     from torchrl.modules import MLP, GRUModule, LSTMModule
@@ -230,7 +230,7 @@ def torchrl_td3(cfg, steps):
     from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
     from torchrl.modules import set_recurrent_mode
     from torchrl.objectives import SoftUpdate, TD3Loss
-    logging.getLogger("torchrl").setLevel(logging.WARNING)             # it would announce its storage amid the table
+    logging.getLogger("torchrl").setLevel(logging.WARNING)             # else it prints its storage into the table
     actor = torchrl_network(cfg, "actor", ["observation"], "action")
     critic = torchrl_network(cfg, "critic", ["observation", "action"], "state_action_value")
     loss = TD3Loss(actor, critic, bounds=(-torch.ones(A), torch.ones(A)), policy_noise=cfg.policy_noise,
@@ -258,7 +258,7 @@ def torchrl_td3(cfg, steps):
         updates += 1
         batch = buffer.sample()
         if cfg.recurrent_actor:
-            batch = batch.reshape(-1, cfg.seq_len)                     # all equally long: spares it cutting and padding
+            batch = batch.reshape(-1, cfg.seq_len)                     # equally long windows spare it cutting and padding
         with set_recurrent_mode(True):
             descend(critic_optimizer, loss.value_loss(batch))
             if updates % cfg.policy_freq == 0:
@@ -309,7 +309,7 @@ def recurrent_ppo(num_envs, batch_size):
 
 
 def loop(words):
-    """Steps in the real environment with all that belongs to them; returns a function that takes `steps` more."""
+    """Prepare acting and learning in the real environment. Returns a function that takes a number of further steps."""
     agent, cfg = make_agent(words)
     envs = main.make_vector_env(ENV, cfg.num_envs)
     buffer = Buffer(min(agent.buffer_size(), 100_000), S, A, agent.stored_hidden_dim, cfg.num_envs, device=agent.device,
@@ -460,7 +460,7 @@ def growth(rounds):
 
 
 def run_seed(where, work, start, updates, budget=5):
-    """A process of its own: update from when all are ready until the budget of seconds is spent; count into `updates`."""
+    """In a process of its own: wait until all are ready, then update for `budget` seconds. updates: gets their rate"""
     WHERE[:] = where
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

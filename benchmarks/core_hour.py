@@ -5,7 +5,7 @@
     python benchmarks/core_hour.py same --seed 0            RecurrentPPO with the flags of this project's PPO
 
 Writes benchmarks/core_hour/NAME_seed=N.csv, a row per evaluation: step, core_minutes, return. Core-minutes are CPU time of
-training alone, acting and the environment included, evaluations left out. Ten episodes an evaluation, the same starts for all. A
+training, acting and the environment; evaluations do not count. Each evaluation has ten episodes, with the same starts for all. A
 run ends when its last three evaluations are all above 2,000, or after its steps.
 """
 import argparse
@@ -92,7 +92,7 @@ def theirs(name, seed):
     curve, env = Curve(name, seed), main.make_env(ENV, observe=OBSERVE)
 
     class Evaluate(BaseCallback):
-        """Every 10,000 steps, as here."""
+        """Evaluates every 10,000 steps, as `ours` does."""
         last = -1
 
         def _on_step(self):
@@ -107,7 +107,7 @@ def theirs(name, seed):
 
 
 def play(model, env, envs, seed):
-    """One episode without exploration, its return."""
+    """The return of one episode without exploration."""
     observation, _ = env.reset(seed=seed)
     state, start, total, done = None, np.ones(1, bool), 0.0, False
     while not done:

@@ -4,7 +4,7 @@ import numpy as np
 
 
 class Corridor(gym.Env):
-    """Walk to the end of a corridor where a light was, which is seen at the first step only.
+    """Walk to that end of a corridor where a light was. The light is seen at the first step only.
 
     Observation: [position, light]. Actions: left, right. The reward is 1 at the right end, -1 at the wrong one.
     """

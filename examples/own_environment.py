@@ -15,11 +15,11 @@ from policy import load  # noqa: E402
 STEPS = 500                                                            # enough to see that it runs, not to learn
 ENV = "corridor:Corridor-v0"                                           # the module, and the id that it registers
 
-with tempfile.TemporaryDirectory() as folder:                          # results that are to be kept go to one of your own
+with tempfile.TemporaryDirectory() as folder:                          # to keep results, give a folder of your own
     found = main.run(["--policy", "PPO", "--env", ENV, "--recurrent", "--core_size", "16", "--max_timesteps", str(STEPS),
                       "--num_envs", "4", "--rollout_steps", "64", "--eval_freq", str(STEPS), "--save_model",
                       "--results_dir", folder])
-    policy = load(found.path + ".best.pt", env=ENV)                    # the module is imported, so its name is said again
+    policy = load(found.path + ".best.pt", env=ENV)                    # it imports the module, so its name has to be given again
 print(f"mean return at steps {found.steps}: {found.returns}; best {found.best:.2f}")
 
 observation, _ = policy.make_env().reset(seed=0)

@@ -28,6 +28,6 @@ policy.reset()
 rewards = 0.0
 for _ in range(100):
     observations, reward, terminated, truncated, _ = envs.step(policy(observations))
-    policy.reset(terminated | truncated)                               # of the three, those that begin a new episode
+    policy.reset(terminated | truncated)                               # the environments that begin a new episode
     rewards = rewards + reward
 print(f"three environments, 100 steps: rewards {rewards.round(1)}")

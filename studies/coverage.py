@@ -3,8 +3,8 @@
     python studies/coverage.py                                  (some minutes)
 
 Scores are drawn as those of the studies are: runs that are stuck or have solved the task, runs that all solve it at slightly
-different times, skewed ones, arms that spread differently, seeds whose evaluation episodes are harder for every arm. Each time
-an arm, the common arm and one without memory are drawn with n seeds, and an interval is made of
+different times, skewed ones, arms that spread differently, seeds whose evaluation episodes are harder for every arm. Each draw
+has an arm, the common arm and one without memory, of n seeds each. An interval is made of
 
     mean         of the arm
     difference   arm - common
@@ -12,11 +12,11 @@ an arm, the common arm and one without memory are drawn with n seeds, and an int
 
 by each of these methods:
 
-    percentile   bootstrap, each arm's seeds resampled on their own
-    BCa          the same, corrected for bias and skew
-    bootstrap t  the same, of Student's ratio
-    unpaired     Student's t of a mean, Welch's of a difference, Fieller's with Welch's degrees of freedom of a share
-    paired       Student's t of the seeds' differences, and Fieller's
+    percentile   bootstrap: each arm's seeds are resampled on their own
+    BCa          the same bootstrap, corrected for bias and skew
+    bootstrap t  the same bootstrap, of Student's ratio
+    unpaired     for a mean Student's t, for a difference Welch's, for a share Fieller's with Welch's degrees of freedom
+    paired       Student's t of the seeds' own differences, for a share Fieller's with these
 
 coverage: how often it holds the truth, which should be 0.95. width: the mean width over that of `paired` (difference alone).
 """
@@ -36,14 +36,14 @@ METHODS = ["percentile", "BCa", "bootstrap t", "unpaired", "paired"]
 
 
 def cue(rng, chance, stuck=0.0, delay=0.05):
-    """Share of right choices over a run: 1 from a random time on; or stuck, at one side or now and then the other."""
+    """A run's share of right choices: 1 from a random time on, or stuck, on one side or on a mix of both."""
     side = rng.random(chance.shape)
     solved = 1 - 0.5 * delay * rng.gamma(3, 1 / 2, chance.shape)
     return np.where(rng.random(chance.shape) < stuck, side * chance + (1 - side) * (1 - chance), solved)
 
 
 def cues(rng, size, arm, common):
-    """Three arms of a cue, of which the last has no memory. How many of a seed's 50 cues are of one kind is chance."""
+    """Three arms on a cue task, the last without memory. It is chance how many of a seed's 50 cues are of one kind."""
     chance = rng.binomial(50, 0.5, size) / 50
     return np.stack([cue(rng, chance, **arm), cue(rng, chance, **common), cue(rng, chance, stuck=1)])
 
@@ -102,7 +102,7 @@ def bootstraps(quantity, x, rng):
 
 
 def misses(quantity, x, truth, rng):
-    """{method: (held the truth (draws,), mean width)}."""
+    """Yields, for each method: its name, whether it held the truth (draws,), its mean width."""
     n = x.shape[-1]
     for method, (low, high) in zip(METHODS, bootstraps(quantity, x, rng)):
         yield method, (low <= truth) & (truth <= high), (high - low).mean()

@@ -5,15 +5,15 @@
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
 
     return, low, length    of its episodes: mean return, the lowest, mean length
-    averaged               mean return of the same episodes with the actor's weights averaged over training (rate 0.001)
+    averaged               mean return of the same episodes, with the actor's weights averaged over training (rate 0.001)
     noisy                  mean return with the exploration noise
-    earlier                mean return of three sets of weights of the last 1,000 steps, 300 steps apart: the fastest swing seen
-    Q, G                   mean over the steps of the evaluation's episodes: what the critic says of the action taken, and the
-                           discounted return that followed (steps less than 200 before a time limit are left out)
+    earlier                mean returns of three earlier sets of the actor's weights, 300 steps apart: how fast it swings
+    Q, G                   the critic's value of the action taken, and the discounted return that followed: means over the
+                           steps of the evaluation's episodes (those less than 200 steps before a time limit are left out)
     Q_start, G_start       the same at the episodes' first ten steps
     saturated              share of the actions' entries beyond 0.97
     stored_length          mean length of the training episodes that ended since the evaluation before
-    change                 root mean square change of the actions, at the states of the last evaluation, since then
+    change                 root mean square change of the actions since the last evaluation, at that evaluation's states
 
 The training is the one that main.py does: nothing here draws from its random numbers.
 """
@@ -37,7 +37,7 @@ COLUMNS = ["step", "return", "low", "length", "averaged", "noisy", "earlier", "Q
 
 
 class Swings:
-    """Stands in for main.evaluate, and calls it."""
+    """Takes the place of main.evaluate, calls it, and measures beside it."""
 
     def __init__(self, path):
         self.evaluate, self.path, self.rows = main.evaluate, path, []
@@ -83,7 +83,7 @@ class Swings:
         return returns, lengths
 
     def of_critic(self, agent, watched, returns, lengths, env):
-        """What the critic says of the episodes, beside what came."""
+        """The critic's values along the episodes, beside the returns that followed."""
         bounds, limit = np.cumsum(lengths)[:-1], env.spec.max_episode_steps
         rows, actions = (np.split(np.array(kept), bounds) for kept in (watched.rows, watched.actions))
         Q, G, Q_start, G_start = [], [], [], []

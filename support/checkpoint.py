@@ -3,20 +3,20 @@
     python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent --resume      (the same command again, and --resume)
 
 A checkpoint holds all that a run is made of: weights, targets, optimizers, counters, every generator of random numbers, the
-replay buffer with its hidden states, and what the agent perceives at the moment. An environment cannot be saved, but it
-can be led back: each episode is a function of the generator's state at its reset and of the actions since (Replayable). Some keep
-more than that, so before a checkpoint is written the running episode is played again in a new environment, and compared; before
-the first one, so are finished ones, since what is kept may show in one of many.
+replay buffer with its hidden states, and the row that the agent reads next. An environment cannot be saved, but its running
+episode can be played again: it follows from the generator's state at its reset and from the actions since (envs.Replayable).
+An environment may depend on more than that. So before each checkpoint the running episode is played again in a new environment,
+and must come out the same. Before the first checkpoint, finished episodes are played again, too, since one alone may not show it.
 
-RUN.checkpoint/ holds, until the run has finished (with --keep_checkpoint one of the last step stays, and a run of more
---max_timesteps goes on from it),
+A run keeps its checkpoints in the folder RUN.checkpoint/ until it has finished. With --keep_checkpoint one of the last step
+stays, and a run of more --max_timesteps can go on from it. The files are
 
     000040000.state    everything but the buffer's rows, at that step; the last two are kept
     000040000.rows     the rows that were written since the checkpoint before, so that a large buffer costs little
 
-A file begins with its checksum and is written under another name, flushed and renamed, so what is there under its own name
-was complete once. If the newest checkpoint is damaged, the one before it is used; both need the files with older rows, which are
-there once, since a second copy would be as large as the buffer. Nothing is unpickled that could execute code.
+A file begins with its checksum. It is written under another name, flushed and renamed, so it is never half written. If the
+newest checkpoint is damaged, the one before it is used. Both need the older files of rows. There is no second copy of these: it
+would be as large as the buffer. Nothing is unpickled that could execute code.
 """
 import contextlib
 import io
@@ -34,11 +34,11 @@ import torch
 
 from support.system import Listener, keep_going, write_file
 
-IN_PLACE = "in place"                                                  # the kind of what is not made anew, but changed
+IN_PLACE = "in place"                                                  # marks a state that is loaded into an object that exists
 PLAIN = (bool, int, float, str, type(None))
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
-LOOKED_AT = 5000                                                       # steps of finished episodes, before the first checkpoint
-SPARSE = 0.5                                                           # a file of rows with fewer left in use is rewritten
+LOOKED_AT = 5000                                                       # steps of finished episodes, played again at first
+SPARSE = 0.5                                                           # rows move to a new file if less of their file is in use
 
 
 # ---------------------------------------------------------------------- files
@@ -51,12 +51,12 @@ def pack(state):
 
 
 def load(content):
-    """The dictionary in the bytes that `pack` made of it. Raises many things if they hold another."""
+    """The dictionary that `pack` turned into these bytes. It may raise anything if they hold something else."""
     return torch.load(io.BytesIO(content[4:]), map_location="cpu", weights_only=True)
 
 
 def unpack(path):
-    """What `pack` made of a dictionary. Raises ValueError, with one line, if the file is missing or damaged."""
+    """Read a file of `pack`. Raises ValueError, with one line, if it is missing or damaged."""
     try:
         with open(path, "rb") as file:
             content = memoryview(file.read())
@@ -66,23 +66,23 @@ def unpack(path):
         raise ValueError(f"{path} is damaged: its checksum is wrong")
     try:
         return load(content)
-    except Exception as error:                                         # it is whole, and still not ours
+    except Exception as error:                                         # it is undamaged, but not ours
         raise ValueError(f"{path} is no checkpoint ({type(error).__name__})") from None
 
 
 # ---------------------------------------------------------------------- what things are made of
 
 class CannotResume(TypeError):
-    """Why a run could not be gone on with from a checkpoint, in one line."""
+    """A run cannot be resumed from a checkpoint. The text says why, in one line."""
 
 
 class Unrepeatable(CannotResume):
-    """An environment's fault: nor could it from those that have been written."""
+    """The environment is at fault, so the checkpoints written so far are of no use either."""
 
 
 def state_of(thing):
-    """All attributes of an agent or a buffer that change, in a form that `unpack` reads back. A kind that is unknown here raises
-    CannotResume, so that nothing can be forgotten in silence."""
+    """All attributes of an agent or a buffer that change, in a form that `unpack` reads back. An attribute of an unknown kind
+    raises CannotResume, so that none is left out in silence."""
     state = {}
     for name, value in changing(thing).items():
         if isinstance(value, (torch.nn.Module, torch.optim.Optimizer)):
@@ -91,7 +91,7 @@ def state_of(thing):
             state[name] = IN_PLACE, value.bit_generator.state
         elif hasattr(value, "nodes"):                                  # a SumTree
             state[name] = IN_PLACE, torch.from_numpy(value.nodes)
-        elif torch.is_tensor(value) and value.requires_grad:           # an optimizer knows this very tensor
+        elif torch.is_tensor(value) and value.requires_grad:           # its optimizer holds this very tensor
             state[name] = IN_PLACE, value.detach().clone()
         else:
             state[name] = encode(value, f"{type(thing).__name__}.{name}")
@@ -99,8 +99,8 @@ def state_of(thing):
 
 
 def set_state(thing, state):
-    """Make an agent or a buffer what it was. Raises KeyError, RuntimeError, TypeError or ValueError if it is another kind of
-    thing."""
+    """Give an agent or a buffer the state that `state_of` returned. Raises KeyError, RuntimeError, TypeError or ValueError if
+    it does not fit."""
     here = changing(thing)
     if missing := here.keys() - state.keys():
         raise KeyError(missing)
@@ -120,7 +120,7 @@ def set_state(thing, state):
 
 
 def checked_state_of(thing):
-    """`state_of`, and CannotResume for what could be written but not read again: a module may have a state of any kind."""
+    """As `state_of`. Raises CannotResume if an attribute could be written but not read back, as a module's state may be."""
     state = state_of(thing)
     for name, value in state.items():
         try:
@@ -131,7 +131,7 @@ def checked_state_of(thing):
 
 
 def in_place(state):
-    """Names of what `set_state` changes and cannot make: it has to be there from the start."""
+    """Names of the attributes that `set_state` cannot make, only load into: they have to exist from the start."""
     return {name for name, value in state.items() if type(value) is tuple and value[0] == IN_PLACE}
 
 
@@ -142,15 +142,15 @@ def changing(thing):
 
 
 def encode(value, name):
-    """A plain value, an array, a tensor, or a list, tuple or dictionary of such, in which a tuple is always (kind, content)."""
+    """A plain value, array, tensor, list, tuple or dictionary as `load` accepts it. Arrays and tuples become (kind, content)."""
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) in PLAIN:
         return value
     if type(value) is torch.Tensor and not value.requires_grad:
-        return value.clone()                                           # a view would be saved with all that it is a view of
+        return value.clone()                                           # Torch would save a view with the whole tensor behind it
     if type(value) is np.ndarray:
-        with contextlib.suppress(TypeError, ValueError):               # of strings, objects or another byte order
+        with contextlib.suppress(TypeError, ValueError):               # Torch has no strings, objects or other byte orders
             return "array", torch.from_numpy(value.copy())
     if type(value) is tuple:
         return "tuple", [encode(x, name) for x in value]
@@ -191,19 +191,19 @@ def set_random_state(state):
 
 
 def place_in(buffer, index, capacity):
-    """Where rows lie in a buffer that lay at `index` in one with another capacity, rows per stream."""
+    """Where `buffer` holds the rows that lay at `index` in a buffer of another capacity (rows per stream)."""
     return index // capacity * buffer.capacity + index % capacity
 
 
 def widen(state, buffer):
-    """Change the state of a buffer into that of `buffer`, a new one that may have more room, since its run is longer. Raises
-    CannotResume if rows were overwritten that would not have been there."""
+    """Fit the saved state of a buffer to `buffer`, a new one that has more room if its run is longer. Raises CannotResume if
+    the old buffer has overwritten rows that the new one would still hold."""
     old = state["capacity"]
     if old == buffer.capacity:
         return
     if (state["head"][1] >= old).any():
         raise CannotResume("the buffer was full, and in a longer run it would have more room")
-    for name in ("episode", "first", "last"):                          # (num_envs, one for each row or episode there is room for)
+    for name in ("episode", "first", "last"):                          # (num_envs, rows or episodes there is room for)
         wide = vars(buffer)[name].copy()
         wide[:, :state[name][1].shape[1]] = state[name][1]
         state[name] = "array", torch.from_numpy(wide)
@@ -223,25 +223,25 @@ class Checkpoints(Listener):
     """The folder of checkpoints of one run.
 
     Args:
-        path: of the run's results, without an ending
-        buffer: whose rows are written; None: none are (an offline agent's come from its data set)
+        path: the run's results, without an ending
+        buffer: the buffer whose rows are written, or None: an offline agent's rows come from its data set
     """
 
     key = "checkpoints"
 
     def __init__(self, path, buffer):
         self.folder, self.buffer = path + ".checkpoint", buffer
-        # A row counts where it was written last, so files are read from the oldest to the newest. The checkpoint before the
-        # newest may need one that the newest does not, so a file is removed only when neither does
+        # The last file that holds a row counts, so files are read from the oldest to the newest. A file is removed only when
+        # neither the newest checkpoint nor the one before it needs it
         rows = 0 if buffer is None else len(buffer.changed)
         self.written = np.zeros(rows, np.int64)                        # the step of the file that holds each row
-        self.size = {}                                                 # rows in each such file
-        self.files = []                                                # those that the newest checkpoint needs
+        self.size = {}                                                 # step of such a file -> rows in it
+        self.files = []                                                # steps of the files that the newest checkpoint needs
         self.possible, self.looks = True, 0                            # looks: how often `check_repeats` has been called
 
     @contextlib.contextmanager
     def if_possible(self):
-        """What raises CannotResume within it is said once: from then on there are no checkpoints, and the run goes on."""
+        """If CannotResume is raised within it, that is said once, and the run goes on without further checkpoints."""
         try:
             yield
         except CannotResume as error:
@@ -256,15 +256,15 @@ class Checkpoints(Listener):
             self.remove()                                              # those of an earlier run
 
     def save(self):
-        return {}                                                      # a state, though an empty one: a run that goes on has one
+        return {}                                                      # None would mean to `begin` that the run starts anew
 
     def watch(self, agent, buffer):
-        """Raises CannotResume if the state of one is of a kind that could not be saved, so that this is known at the start."""
+        """Raises CannotResume if the state of agent or buffer could not be saved, so that this is known at the start."""
         checked_state_of(buffer)
         self.made = in_place(checked_state_of(agent))
 
     def save_run(self, agent, buffer, steps, listeners, config, started_with):
-        """Write a checkpoint of a run. Raises CannotResume if it could not be used; a full disk is only told.
+        """Write a checkpoint of a run. Raises CannotResume if it could not be used. A full disk is only reported.
 
         Args:
             steps: main.py's Interaction or Updates
@@ -284,8 +284,8 @@ class Checkpoints(Listener):
     def check_repeats(self, envs, env_id):
         """Raises Unrepeatable if an episode is not a function of its beginning and its actions.
 
-        envs: of make_vector_env. The first time all are looked at, then one at a time, in turn: they are of one kind, and it
-        takes time.
+        envs: made by make_vector_env. The first call looks at all of them, a later one at the next in turn: they are of one
+        kind, and it takes time.
         """
         pairs, before = list(zip(envs.envs, envs.env_fns)), random_state()
         try:
@@ -297,13 +297,13 @@ class Checkpoints(Listener):
             why = "observations or rewards differ"
         except Exception as error:                                     # an environment's own code may raise anything
             same, why = False, " ".join(f"{type(error).__name__}: {error}".split())
-        set_random_state(before)                                       # making an environment may have drawn from it
+        set_random_state(before)                                       # making an environment may draw random numbers
         self.looks += 1
         if not same:
             raise Unrepeatable(f"an episode of {env_id} does not repeat itself when it is played again ({why})")
 
     def steps(self):
-        """Of the checkpoints there are, the newest first."""
+        """The steps of the checkpoints in the folder, the newest first."""
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
         steps = [int(name[:-6]) for name in names if re.fullmatch(r"\d{9,}\.state", name)]
         return sorted((step for step in steps if os.path.isfile(self.name(step, "state"))), reverse=True)
@@ -312,7 +312,7 @@ class Checkpoints(Listener):
         return os.path.join(self.folder, f"{step:09d}.{kind}")
 
     def write(self, step, state):
-        """Write a checkpoint. Raises OSError; what was saved before is then as good as it was."""
+        """Write a checkpoint. Raises OSError; earlier checkpoints can then still be used."""
         os.makedirs(self.folder, exist_ok=True)
         if self.buffer is not None:
             index = self.rows_to_write()
@@ -324,13 +324,13 @@ class Checkpoints(Listener):
         else:
             files = []
         write_file(self.name(step, "state"), pack({**state, "files": files}))
-        if self.buffer is not None:                                    # only now do these rows count as written
+        if self.buffer is not None:                                    # these rows count as written only now
             self.written, self.size = written, {**self.size, step: len(index)}
             self.buffer.changed[:] = False
         self.clean(files)
 
     def rows_to_write(self):
-        """Where the rows lie that changed since the last checkpoint, and those of files that are mostly overwritten, or gone."""
+        """Indices of the rows that changed since the last checkpoint, and of those whose file is gone or mostly out of use."""
         changed = self.buffer.changed.copy()
         for step in self.size:
             left = (self.written == step) & ~changed
@@ -339,7 +339,7 @@ class Checkpoints(Listener):
         return np.flatnonzero(changed)
 
     def clean(self, files):
-        """Remove all that neither of the last two checkpoints needs. `files`: those the newest needs."""
+        """Remove the files that neither of the last two checkpoints needs. files: steps of those that the newest needs"""
         kept = self.steps()[:2]
         needed = {*files, *self.files}
         self.files = files
@@ -351,9 +351,9 @@ class Checkpoints(Listener):
         self.size = {step: size for step, size in self.size.items() if step in needed}
 
     def load(self):
-        """The newest checkpoint that is whole, its rows already in the buffer; None if there are none at all.
+        """Read the newest undamaged checkpoint, its rows into the buffer. Returns the rest, or None if there is none at all.
 
-        Raises ValueError, with one line, if there are some and all are damaged.
+        Raises ValueError, with one line, if all checkpoints are damaged.
         """
         problems = []
         for step in self.steps():
@@ -385,7 +385,7 @@ class Checkpoints(Listener):
         return None
 
     def load_from(self, path):
-        """`load` from the checkpoints of a shorter run, which stay there. The next one here holds all rows."""
+        """`load` from the checkpoints of a shorter run, which stay there. The next checkpoint of this run holds all rows."""
         other = Checkpoints(path, self.buffer)
         state = other.load()
         if self.buffer is not None:
@@ -397,18 +397,18 @@ class Checkpoints(Listener):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ended by a signal, after a whole step. Arguments: the signal's number; is there a checkpoint to go on from?"""
+    """A signal ended the run after a whole step. signal: its number; kept: is there a checkpoint to go on from?"""
 
     def __init__(self, signal, kept):
         self.signal, self.kept = signal, kept
 
 
 class Stop:
-    """Within it, SIGINT and SIGTERM only take a note, so that a step can be finished; a second one acts as ever."""
+    """Within it, the first SIGINT or SIGTERM is only noted, so that a step can be finished. The second acts as usual."""
 
     def __enter__(self):
         self.signal, self.before = None, {}
-        with contextlib.suppress(ValueError):                          # not the main thread: no signals come here
+        with contextlib.suppress(ValueError):                          # only the main thread may handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self.note)
         return self

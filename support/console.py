@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-FAILURES = (OSError, ValueError, RuntimeError)                         # of a stream; closed; written to in a signal's handler
+FAILURES = (OSError, ValueError, RuntimeError)                         # from a full disk, a closed stream, a signal's handler
 
 
 class Unfailing:
@@ -31,22 +31,22 @@ class Unfailing:
 
 
 def begin():
-    """What a script does first. All that is printed goes through sys.stdout and sys.stderr, warnings and bars included."""
+    """What a script calls first. Then no print, warning or progress bar can raise, and Ctrl-C ends the program at once."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:                                                # closed: else the next file to be opened takes its place
+        except OSError:                                                # it is closed: the next file opened would get its number
             os.open(os.devnull, os.O_RDWR)
         stream = getattr(sys, name) or open(os.devnull, "w" if number else "r")
         if number:
-            stream.reconfigure(errors="backslashreplace")              # a letter that the terminal does not know
+            stream.reconfigure(errors="backslashreplace")              # for letters that the terminal does not know
             stream = Unfailing(stream)
         setattr(sys, name, stream)
     signal.signal(signal.SIGINT, functools.partial(stop_at_once, os.dup(2)))
 
 
 def stop_at_once(stderr, number, frame):
-    """Ctrl-C while there is nothing to keep. It is no exception, which whoever imports or makes things could catch."""
+    """Ctrl-C while there is nothing to keep. It raises no exception, since the code that is imported might catch it."""
     os.dup2(stderr, 2)                                                 # envs.quiet may have turned it off
     say_interrupted()
     sys.stdout.flush()

@@ -1,11 +1,10 @@
 """Recorded data sets in Minari's format: what --record writes and offline algorithms read.
 
-A data set holds the environment's own observations and actions, whatever part of them the agent saw and however it scaled
-them: so it opens elsewhere, a published one opens here, and one recording serves every --observe. Minari keeps data sets in
-a folder of its own (its variable MINARI_DATASETS_PATH names another). It is an extra, imported only where it is needed.
+A data set holds the environment's own observations and actions, not what the agent saw of them or how it scaled them. So other
+programs can read it, published data sets can be read here, and one recording serves every --observe. Minari keeps data sets in a
+folder of its own (the variable MINARI_DATASETS_PATH names another). Minari is an extra, imported only where it is needed.
 
-Minari's own DataCollector is not used: it needs JAX, and seeds each episode anew, so that a recorded run would be another run
-than one that is not recorded.
+Minari's own DataCollector is not used: it needs JAX, and it seeds each episode anew, so that recording would change the run.
 """
 import contextlib
 import json
@@ -24,7 +23,7 @@ EXAMPLE = "such as hopper/td3-v0: letters, digits, - and _, in folders if you li
 
 
 class Episode(NamedTuple):
-    """T steps as an agent would have had them."""
+    """An episode of T steps, as an agent would have seen it."""
     state: np.ndarray           # (T + 1, state_dim)
     action: np.ndarray          # (T, action_dim) in [-1, 1]
     reward: np.ndarray          # (T,)
@@ -33,7 +32,7 @@ class Episode(NamedTuple):
 
 
 class Recorder(gym.Wrapper):
-    """Keeps all steps of the environment within, in the form of Minari's buffers."""
+    """Keeps all steps of the environment that it wraps, in the form of Minari's buffers."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -53,7 +52,7 @@ class Recorder(gym.Wrapper):
                     terminations=bool(terminated), truncations=bool(truncated))
         for name, value in step.items():
             self.episodes[-1][name].append(value)
-        if terminated or truncated:                                    # arrays take a fifth of the memory
+        if terminated or truncated:                                    # arrays take a fifth of the RAM
             self.episodes[-1] = {name: np.array(values) for name, values in self.episodes[-1].items()}
         return observation, reward, terminated, truncated, info
 
@@ -61,7 +60,7 @@ class Recorder(gym.Wrapper):
 # ---------------------------------------------------------------------- names
 
 def find(flag, name):
-    """The folder of the data set of that name, there or not. Raises ValueError if there can be none."""
+    """The folder of a data set, which need not exist. Raises ValueError if no data set can have this name."""
     try:
         import h5py  # noqa: F401  (Minari's storage)
         from minari.dataset.minari_dataset import parse_dataset_id
@@ -69,7 +68,7 @@ def find(flag, name):
         raise ValueError(f'--{flag} needs Minari: pip install "minari[hdf5]"') from None
     try:
         parse_dataset_id(name)
-    except (ValueError, TypeError):                                    # no such form; no version
+    except (ValueError, TypeError):                                    # of another form; without a version
         raise ValueError(f"--{flag}: '{name}' is no name of a data set; give one {EXAMPLE}") from None
     root = os.environ.get("MINARI_DATASETS_PATH") or os.path.join(os.path.expanduser("~"), ".minari", "datasets")
     return os.path.join(root, name)
@@ -82,7 +81,7 @@ def check_free(name):
         raise ValueError(f"--record: there is a data set '{name}' already; choose another name or version, or delete it "
                          f"(minari delete {name})")
     inside = os.path.dirname(path)
-    while len(inside) > len(path) - len(name):                         # the folders of the name, none above
+    while len(inside) > len(path) - len(name):                         # only the folders that the name itself has
         if os.path.isfile(os.path.join(inside, "data", "metadata.json")):
             raise ValueError(f"--record: {inside} is a data set itself, and '{name}' would lie inside it; choose another name")
         inside = os.path.dirname(inside)
@@ -95,9 +94,9 @@ def check_free(name):
 # ---------------------------------------------------------------------- writing
 
 def save(env, name, policy, command):
-    """Write what was recorded in `env` (by make_env, around a Recorder), if there is anything, as a new data set, and say so.
+    """Write what the Recorder within `env` has recorded, if anything, as a new data set, and say so.
 
-    An episode that is still running counts as truncated. If the name has been taken meanwhile, the next free version is.
+    An episode that is still running counts as truncated. If the name has been taken meanwhile, the next free version is used.
     Raises Failed if it cannot be written.
     """
     import minari
@@ -115,7 +114,7 @@ def save(env, name, policy, command):
     try:
         env.spec.to_json()
         source = env
-    except (ValueError, TypeError):                                    # registered as a class: that cannot be written down
+    except (ValueError, TypeError):                                    # it was registered with a class, which JSON cannot hold
         source = None
     written = False
     while not written:
@@ -124,7 +123,7 @@ def save(env, name, policy, command):
             name = f"{stem}-v{int(version) + 1}"
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")                        # it would like an author and a link
+                warnings.simplefilter("ignore")                        # Minari asks for an author and a link
                 minari.create_dataset_from_buffers(
                     name, [EpisodeBuffer(id=i, **episode) for i, episode in enumerate(episodes)], source,
                     observation_space=env.observation_space, action_space=env.action_space, algorithm_name=policy,
@@ -133,7 +132,7 @@ def save(env, name, policy, command):
         except (OSError, ValueError, RuntimeError) as error:           # a full disk; HDF5's errors are of several kinds
             if "already exists" in str(error):                         # another run took the name this very moment
                 continue
-            shutil.rmtree(find("record", name), ignore_errors=True)    # half a data set opens nowhere
+            shutil.rmtree(find("record", name), ignore_errors=True)    # nothing can open half a data set
             raise Failed(f"data set {name} could not be written: {' '.join(str(error).split())}") from None
     print(f"data set {name} written: {said}")
 
@@ -141,10 +140,10 @@ def save(env, name, policy, command):
 # ---------------------------------------------------------------------- reading
 
 def foreign(folder):
-    """What in a data set's files leads out of them, or None: looked at before Minari reads them, since they may be anyone's.
+    """What in a data set's files leads out of them, or None. It is called before Minari reads them, since they may be anyone's.
 
-    Minari makes the environment of a data set that does not state its spaces, which can run any function there is. HDF5 follows
-    links, external storage and virtual arrays to any file.
+    If a data set does not state its spaces, Minari makes its environment, which can run any function. HDF5 follows links,
+    external storage and virtual arrays to any file.
     """
     import h5py
     with open(regular(os.path.join(folder, "metadata.json")), encoding="utf-8") as file:
@@ -170,9 +169,9 @@ def foreign(folder):
 
 
 def problem(episode, expected):
-    """What is wrong with the arrays of an episode, or None. expected: name -> shape and kinds of type that each must have.
+    """What is wrong with the arrays of an episode, or None. expected: an array's name -> its shape and its kinds of type
 
-    An array of another shape would be read as other numbers, and what overflows float32 would be infinite in the buffer.
+    An array of another shape would be read as other numbers. A number too large for float32 would be infinite in the buffer.
     """
     for what, (shape, kinds) in expected.items():
         values = getattr(episode, what)
@@ -189,9 +188,9 @@ def problem(episode, expected):
 
 
 def load(name, env, seed):
-    """The episodes of a data set, as an agent in `env` (by make_env) would have had them.
+    """The episodes of a data set, as an agent in `env` (made by make_env) would have seen them.
 
-    What disturbs observations is drawn once, from a generator with this seed. Actions are clipped to the environment's bounds.
+    The noise on observations is drawn once, from a generator with this seed. Actions are clipped to the environment's bounds.
 
     Raises:
         ValueError: one line that says what is wrong with the data set and what would be right
@@ -210,7 +209,7 @@ def load(name, env, seed):
             warnings.simplefilter("ignore")
             try:
                 yield
-            except Exception as error:                                 # whatever a damaged file may lead to
+            except Exception as error:                                 # a damaged file may raise anything
                 refuse(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); record or download it again")
     import minari
     with reading():
@@ -221,9 +220,9 @@ def load(name, env, seed):
         dataset = minari.load_dataset(name)
         source, space, actions, steps = dataset.env_spec, dataset.observation_space, dataset.action_space, dataset.total_steps
 
-    env_id, inner, see = env.unwrapped.spec.id, env.env.env, np.asarray    # within what make_env adds
+    env_id, inner, see = env.unwrapped.spec.id, env.env.env, np.asarray    # inner: without make_env's wrappers
     if isinstance(inner, gym.wrappers.FlattenObservation):
-        inner, see = inner.env, inner.observation                      # discrete ones are seen one-hot
+        inner, see = inner.env, inner.observation                      # an agent sees discrete ones one-hot
     if source is not None and source.id != env_id:
         refuse(f"was recorded in {source.id}, not in {env_id}; give --env {source.id}, or MODULE:{source.id} if only "
                "a module knows it, or another data set")
@@ -271,7 +270,7 @@ def describe(space):
 
 
 def summary(episodes):
-    """What there is, by name."""
+    """How many episodes and steps there are, and their mean return, by name."""
     returns = [float(e.reward.sum()) for e in episodes]
     return {"episodes": len(episodes), "steps": sum(len(e.reward) for e in episodes), "mean return": round(np.mean(returns), 1)}
 

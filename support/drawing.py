@@ -12,12 +12,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from support.statistics import FEW, INTERVAL, interval
 from support.tasks import PUBLISHED, SOURCES, task
 
-LAST = 5                                                               # evaluations in the number of a run
-MOST = 4                                                               # lines of a panel
+LAST = 5                                                               # evaluations at a run's end, whose mean is its number
+MOST = 4                                                               # lines in a panel
 INK, FAINT = "#1a1a1a", "#5f5f5f"
 COLOURS = {"none": "#6b6b6b", "LSTM": "#0072b2", "GRU": "#d55e00", "minGRU": "#009e73"}    # after Okabe and Ito
 STYLE = ["default", {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-                     "grid.color": "#e8e8e8", "axes.axisbelow": True, "text.parse_math": False}]   # $ in a name is a $
+                     "grid.color": "#e8e8e8", "axes.axisbelow": True, "text.parse_math": False}]   # a $ in a name is a $
 SPREAD = f"{INTERVAL}, with fewer than {FEW} seeds their range"
 BETTER = " times the worst seed with memory ends above the best one without"
 short = EngFormatter(sep="")                                           # 200k, 1.5M
@@ -28,25 +28,25 @@ class Line:
     """Runs that differ in nothing but the seed."""
     env: str
     seen: str                   # in words, what the agent sees
-    file: str                   # name of the figure of both, without an ending
+    file: str                   # name of the task's figure, without an ending
     policy: str
     memory: str                 # in words
     colour: str
     config: dict                # all its flags
     flags: dict                 # those that differ from the defaults
-    own: bool                   # its reader's, not a committed one
-    offline: bool               # its steps are updates
-    runs: list                  # each has: config, table (a row per evaluation, its index the step), finished
+    own: bool                   # are the runs the reader's own, not committed ones?
+    offline: bool               # are its steps updates?
+    runs: list                  # each has: config, table (a row per evaluation, indexed by step), finished
     label: str = ""             # memory, and the flags in which the lines of an algorithm differ
     without: "Line | None" = None     # the line without memory that it is compared with
 
     def table(self, column="return_mean"):
-        """(steps, seeds), of the steps at which all seeds have been evaluated."""
+        """One column of all runs, (steps, seeds), at the steps that all seeds have."""
         return pd.concat({run.config["seed"]: run.table[column].dropna() for run in self.runs}, axis=1).dropna().sort_index()
 
     @functools.cached_property
     def last(self):
-        """Of each seed, the mean of its last evaluations."""
+        """Each seed's mean of its last evaluations."""
         return self.table().tail(LAST).mean()
 
     @property
@@ -70,19 +70,19 @@ def grouped(lines, key):
 
 
 def tally(lines, sentence=""):
-    """Of the lines beside one without memory, how many have all seeds above all of its; and a sentence. "" if there are none."""
+    """How many lines have all seeds above all seeds of their line without memory, "3 of 5", and a sentence; else an empty text"""
     pairs = [line for line in lines if line.without]
     better = sum(line.last.min() > line.without.last.max() for line in pairs)
     return f"{better} of {len(pairs)}{sentence}" if pairs else ""
 
 
 def limits(values, least, most):
-    """The ends of an axis: least and most if what there is lies between them, else a little beyond it."""
+    """The ends of an axis: `least` and `most` if all values lie between them, else a little beyond the values."""
     values = np.concatenate([np.ravel(x) for x in values])
     room = 0.05 * (np.ptp(values) or 1)
     low = values.min() - room if least is None or values.min() < least else least
     high = values.max() + room if most is None or values.max() > most else most
-    return low - 0.01 * (high - low), high + 0.01 * (high - low)       # so that a dot at an end is whole
+    return low - 0.01 * (high - low), high + 0.01 * (high - low)       # room for the whole of a dot at an end
 
 
 def finish(fig, title, text):
@@ -90,7 +90,7 @@ def finish(fig, title, text):
     fig.supxlabel(textwrap.fill(text, 130), x=0.01, ha="left", color=FAINT, size=9)
     for ax in fig.axes:
         ax.has_data() or ax.remove()                                   # a grid of panels may have one too many
-    fig.draw_without_rendering()                                       # ticks take their style when they are first drawn
+    fig.draw_without_rendering()                                       # within the style, which ticks take when first drawn
     return fig
 
 
@@ -135,7 +135,7 @@ def overview(lines):
     for words, them in grouped(lines, lambda line: line.heading).items():
         rows = []
         for policy, mine in grouped(them, lambda line: line.policy).items():
-            if (mine[0].file, policy, False) in published and mine[0].memory != "none":    # published alone
+            if (mine[0].file, policy, False) in published and mine[0].memory != "none":    # without a run here
                 rows.append((f"{policy}, no memory", COLOURS["none"], [], published.pop((mine[0].file, policy, False))))
             rows += [(f"{policy}, {line.label}", line.colour, line.last,
                       published.pop((line.file, policy, line.memory != "none"), None)) for line in mine] + [None]
@@ -147,7 +147,7 @@ def overview(lines):
 
 
 def curves(lines, column="return_mean"):
-    """The curves of a task: a panel per algorithm, of at most four lines. column: or a Delta-Q, of the lines that have it"""
+    """The curves of a task: a panel per algorithm, of at most MOST lines. column: or a Delta-Q, which all lines must have"""
     panels = [mine[i:i + MOST] for mine in grouped(lines, lambda line: line.policy).values() for i in range(0, len(mine), MOST)]
     across = min(2, len(panels))
     ends = [[textwrap.fill(f"{line.label}, {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22, break_long_words=False)
@@ -186,13 +186,13 @@ def panel(ax, lines, column, texts, tall):
     ends = [f"{line.label} {number(line.last.mean())}" for line in lines]
     title = f"{lines[0].policy}: {', '.join(ends)}" if column == "return_mean" else lines[0].policy
     ax.set_title(title if len(title) < 45 else lines[0].policy, loc="left", weight="bold", size=10)
-    # Beside a short run of one's own, longer ones are drawn as far as it goes
+    # If there are runs of the reader's own, a panel ends where the longest of them does
     longest = max(run.table.index.max() for line in [line for line in lines if line.own] or lines for run in line.runs)
     ax.set_xlim(-0.01 * longest, 1.01 * longest or 1)
     ax.xaxis.set_major_formatter(short)
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     ax.tick_params(labelleft=True)
-    labels.sort(key=lambda label: label[0])
+    labels.sort(key=lambda label: label[0])                            # texts that overlap are pushed up, then down from the top
     high, floor, top = [(0.16 * label[1].count("\n") + 0.19) / tall for label in labels], 0, 1.05
     for i, label in enumerate(labels):
         labels[i] = max(label[0], floor + high[i] / 2), *label[1:]

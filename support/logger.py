@@ -12,11 +12,11 @@
     hidden/      actor, critic: norm of the memory that the last action was taken from, mean over environments
     staleness/   the columns of --staleness, when it measures
 
-train/ and hidden/ are written at the first update after every --log_freq steps, so not while an agent only warms up, and
-on-policy once in a rollout at most. Random numbers are the logger's own: with and without it a run is the same, to the bit.
+train/ and hidden/ are written at the first update after every --log_freq steps: never while an agent only warms up, and at most
+once in an on-policy rollout. The logger draws its own random numbers, so a run is the same to the bit with and without it.
 
-A resumed run goes on in the same folder, and in the same W&B run. What had been written after its checkpoint is written again:
-TensorBoard is told to forget the first, W&B keeps the first. They are the same numbers, but for the speed.
+A resumed run goes on in the same folder and in the same W&B run. What was written after its checkpoint is written again.
+TensorBoard is told to forget the first copy, W&B keeps the first. Both hold the same numbers, except for speeds.
 """
 import os
 import threading
@@ -35,7 +35,7 @@ class Logger(Listener):
     """Writes scalars by name and step.
 
     Args:
-        path: of the run's results, without an ending
+        path: the run's results, without an ending
         run: RunFlags
         config: all flags of the run
         agent, buffer: what is measured
@@ -57,14 +57,14 @@ class Logger(Listener):
             self.purge_step = step + 1
         if saved:
             self.due, self.totals, self.counts = saved["due"], saved["totals"], saved["counts"]
-        if self.run.tensorboard:                                       # its thread would print a traceback; `write` says it all
+        if self.run.tensorboard:                                       # its thread would print a traceback; `write` reports it
             threading.excepthook = quiet_about_files
         if self.run.wandb:
             import wandb
             try:
                 self.wandb = wandb.init(project=PROJECT, name=os.path.basename(self.path), config=self.config,
                                         dir=self.run.results_dir, id=saved and saved["wandb"], resume="allow")
-            except Exception as error:                                 # no key, no network: its own kinds of error
+            except Exception as error:                                 # W&B's own kinds: no key, no network
                 fail(f"--wandb: {' '.join(str(error).split())}; log in with `wandb login`, or set WANDB_MODE=offline")
 
     def write(self, step, group, values):
@@ -81,8 +81,8 @@ class Logger(Listener):
                     for name, value in values.items():
                         self.events.add_scalar(name, value, step)
                     self.events.flush()
-                except OSError:                                        # this file may end in half an entry:
-                    self.events, self.purge_step = None, None          # try a new one the next time
+                except OSError:                                        # this file may end in half an entry,
+                    self.events, self.purge_step = None, None          # so begin a new one next time
                     raise
 
     def evaluated(self, step, returns, lengths):
@@ -91,16 +91,16 @@ class Logger(Listener):
 
     @torch.no_grad()
     def before_update(self, step):
-        """Begin an entry if one is due, with the Q values: after the update an on-policy buffer is empty."""
+        """Begin an entry if one is due, with the Q values, since an on-policy buffer is empty after the update."""
         self.entry = {} if step >= self.due else None
-        if self.entry is not None and self.config.get("baseline", True):   # without it there is no critic
+        if self.entry is not None and self.config.get("baseline", True):   # without a baseline there is no critic
             batch = windows_of(self.agent, self.buffer, np.random.default_rng(step))
             q = values_of(self.agent, batch, self.agent.start_hidden(batch, self.agent.critic))
             self.entry["q_mean"] = self.agent.in_rewards(q).mean()
 
     def after_update(self, step, losses):
-        """Take note of an update's losses, and finish the entry if there is one."""
-        for name, loss in losses.items():                              # tensors are added, and not waited for
+        """Add up an update's losses, and finish the entry if there is one."""
+        for name, loss in losses.items():                              # adding tensors does not wait for a GPU
             self.totals[name] = self.totals.get(name, 0) + loss
             self.counts[name] = self.counts.get(name, 0) + 1
         if self.entry is None:
@@ -131,6 +131,6 @@ class Logger(Listener):
 
 
 def quiet_about_files(error):
-    """A hook for exceptions that end a thread."""
+    """A hook for exceptions that end a thread. Those about files are not printed."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)

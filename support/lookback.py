@@ -1,11 +1,11 @@
-"""What a trained policy does with its memory: how much of it it needs (--memory_steps), how far back it looks (--lookback).
+"""What a trained policy does with its memory: how many steps it needs (--memory_steps), how far back it looks (--lookback).
 
 Both play the episodes of --test, and write a CSV beside the model, a row for each episode and number of steps. Its first line is
-a comment: all that is needed to make it again.
+a comment with all that is needed to make it again.
 
     pandas.read_csv("results/policies/hopper-positions-ppo-recurrent.lookback.csv", comment="#").groupby("lag").influence.mean()
 
-`python plot.py` draws those of results/policies/ (support/lookback_figures.py).
+`python plot.py` draws the ones in results/policies/ (support/lookback_figures.py).
 """
 import json
 import os
@@ -20,10 +20,10 @@ SAMPLES = 50                                                           # steps o
 
 
 class LastRows:
-    """An agent whose memory, at every step, is unrolled anew from zero over the last K rows only, the present one included.
+    """An agent whose memory is unrolled anew from zero at every step, over the last K rows only, the present one included.
 
-    It acts like an Agent. What it carries from step to step as `hidden` is no memory but the K - 1 rows before the present
-    one, the newest last, and how many of these there are: (N, (K - 1) * row + 1).
+    It acts like an Agent, but its `hidden` is no memory. It holds the K - 1 rows before the present one, the newest last, and
+    how many of them there are: (N, (K - 1) * row + 1).
     """
 
     def __init__(self, agent, K):
@@ -35,14 +35,14 @@ class LastRows:
         """As Agent.act."""
         rows = hidden[:, :-1].reshape(len(row), self.before, self.row)
         count = hidden[:, -1].astype(int)
-        past = np.array([np.roll(each, n, axis=0) for each, n in zip(rows, count)])     # the real ones first
+        past = np.array([np.roll(each, n, axis=0) for each, n in zip(rows, count)])     # rolled: real ones first
         action, _ = self.agent.act(row, remember(self.agent, past, count), explore)
         kept = np.concatenate([rows, row[:, None]], 1)[:, 1:].reshape(len(row), -1)
         return action, np.concatenate([kept, np.minimum(count + 1, self.before)[:, None]], 1, dtype=np.float32)
 
 
 class Watched:
-    """An agent that keeps what it acted from: rows (row), memories before them (hidden_dim), actions. One environment."""
+    """An agent in one environment that keeps each step's row (row,), the memory before it (hidden_dim,) and the action."""
 
     def __init__(self, agent):
         self.agent, self.hidden_dim = agent, agent.hidden_dim
@@ -61,8 +61,8 @@ def remember(agent, past, count, hidden=None):
     """The memory (N, hidden_dim) that an agent has after reading some rows.
 
     Args:
-        past, count: (N, K, row) and (N,); of each past the first `count` rows are read
-        hidden: (N, hidden_dim), the memory before; without it zero
+        past, count: (N, K, row) and (N,); the first `count` rows of each past are read
+        hidden: (N, hidden_dim), the memory before these rows; zero if it is not given
     """
     hidden = np.zeros((len(past), agent.hidden_dim), np.float32) if hidden is None else hidden
     past, count, hidden = (torch.as_tensor(x, device=agent.device) for x in (past, count, hidden))
@@ -72,7 +72,7 @@ def remember(agent, past, count, hidden=None):
 
 
 def memory_steps(agent, play, choices):
-    """Returns with a memory of the last K rows alone.
+    """A policy's returns when its memory is made of the last K rows alone.
 
     Args:
         play: a function that takes an agent, and gives the returns and lengths of the test's episodes
@@ -85,13 +85,13 @@ def memory_steps(agent, play, choices):
 
 
 def lookback(agent, play, lags, samples, rng):
-    """How far an action moves when one row of the history before it is another one.
+    """How far an action moves when one row of the history before it is replaced.
 
-    At sampled steps t, and for each lag k, the row at step t - k becomes the one that another episode has at that step. The
-    memory is unrolled again from before it, and the action at step t is compared with the one that was taken.
+    At sampled steps t and for each lag k, the row of step t - k is replaced by another episode's row of the same step. The
+    memory is unrolled again from there, and the new action at step t is compared with the one that was taken.
 
     Args:
-        lags: K, the largest k. Sampled are steps with at least K before them, so all lags are measured at the same steps
+        lags: K, the largest k. Only steps with at least K before them are sampled, so all lags share their steps
         samples: steps of each episode, at most
         rng: the numpy generator that samples
     Returns:
@@ -104,7 +104,7 @@ def lookback(agent, play, lags, samples, rng):
     bounds = np.cumsum(lengths)[:-1]
     rows, hidden, actions = (np.split(np.array(kept), bounds) for kept in (watched.rows, watched.hidden, watched.actions))
     spread = np.std(watched.actions, axis=0)                           # (action_dim,)
-    spread[spread == 0] = np.inf                                       # an entry that never moves
+    spread[spread == 0] = np.inf                                       # an entry that never moves counts 0
     influence = []
     for episode, T in enumerate(lengths):
         if T <= lags or len(lengths) < 2:
@@ -130,7 +130,7 @@ def lookback(agent, play, lags, samples, rng):
 # ---------------------------------------------------------------------- files
 
 def probe(run, agent, play, about):
-    """What --memory_steps and --lookback ask for: measured, printed, written beside the model. Exits with 2 if it cannot be.
+    """Measure what --memory_steps and --lookback ask for, print it and write it beside the model. Exits with 2 if it cannot.
 
     Args:
         run: the run's flags; play: see memory_steps; about: a dictionary, kept in the files' first lines
@@ -156,7 +156,7 @@ def probe(run, agent, play, about):
 
 
 def write(run, kind, head, rows, about):
-    """A CSV beside the model, whose first line is a comment, the dictionary `about`. Exits with 2 if it cannot be written."""
+    """Write a CSV beside the model, whose first line is a comment with the dictionary `about`. Exits with 2 if it cannot."""
     path = f"{os.path.normpath(run.load_model).removesuffix('.pt')}.{kind}.csv"
     lines = ["# " + json.dumps(about), head, *(",".join(map(str, row)) for row in rows)]
     try:
@@ -167,10 +167,10 @@ def write(run, kind, head, rows, about):
 
 
 def read(path):
-    """What `write` wrote: the dictionary, and a pandas table. Raises ValueError, with one line, if it is damaged."""
+    """Read a file of `write`: its dictionary, and a pandas table. Raises ValueError, with one line, if it is damaged."""
     try:
         with open(regular(path), encoding="utf-8") as file:
             about = json.loads(file.readline()[2:])
         return about, pd.read_csv(path, comment="#")
-    except Exception as error:                                         # of many kinds: what is in a file may be anything
+    except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None

@@ -11,7 +11,7 @@ from support.lookback import read
 from support.statistics import INTERVAL, interval
 from support.system import fail
 
-FIGURES = {                                                            # kind: title, axes, what is seen
+FIGURES = {                                                            # kind: title, axes, explanation
     "lookback": (
         "How far back does a policy look?", "steps back", "how far the action moves",
         "One row of the history is replaced by another episode's. The line says how far the action then moves, in units of its "
@@ -23,8 +23,8 @@ FIGURES = {                                                            # kind: t
 
 
 def draw(folder):
-    """{"lookback": figure, "memory_steps": figure} of what is in a folder: a panel per policy. Exits with 2 and one line if a
-    file is damaged."""
+    """The figures of a folder's files, {"lookback": figure, "memory_steps": figure}, with a panel per policy. Exits with 2 and
+    one line if a file is damaged."""
     drawn = {}
     for kind, (title, x_label, y_label, text) in FIGURES.items():
         try:

@@ -2,11 +2,11 @@
 writes one, --load_model FOLDER reads it again.
 
     model.safetensors    all weights
-    config.json          the flags it was trained with, what else its state holds, the test just made, versions, commit
+    config.json          the flags it was trained with, the numbers of its state, the test's returns, versions, commit
     README.md            a model card: what it is, what it returned, how to run it
 
-Reading executes no code: numbers and text are all there is. A test of the folder is that of the file it came from, to the bit.
-Flags that name places on the machine, or a GPU that another may lack (PRIVATE), are left out.
+Reading executes no code: the files hold numbers and text. A test of the folder returns what a test of the model file does, to the
+bit. Flags that name places on this machine, or a GPU that another may lack (PRIVATE), are left out.
 """
 import hashlib
 import io
@@ -32,16 +32,16 @@ def pack_model(agent, config, step):
 
 
 def largest(state):
-    """The largest of all numbers in nested dictionaries, without their signs; NaN if one is."""
+    """The largest absolute value in nested dictionaries of numbers; NaN if there is one."""
     numbers = [largest(x) if isinstance(x, dict) else float(torch.as_tensor(x).abs().max()) for x in state.values()]
     return float(np.max([0.0, *numbers]))
 
 
 def load_checkpoint(path):
-    """Read what pack_model made, without executing code from the file.
+    """Read a model file, which pack_model made, without executing code from it.
 
-    It is a zip archive, which holds a checksum of each of its parts. Torch does not look at them, so it is given what has been
-    read by what does.
+    It is a zip archive with a checksum of each part. Torch does not check these, but zipfile does. So zipfile reads the parts,
+    and Torch gets a copy of what was read.
 
     Raises:
         ValueError: with one line that says what is wrong with the file
@@ -57,7 +57,7 @@ def load_checkpoint(path):
                 again.writestr(part.filename, parts.read(part))
         checked.seek(0)
         checkpoint = torch.load(checked, map_location="cpu", weights_only=True)
-    except Exception as error:                                         # of many kinds
+    except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"'{path}' is damaged or not a model of this project ({type(error).__name__}); "
                          "give a file written by --save_model") from None
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("config"), dict) and type(checkpoint.get("step")) is int
@@ -69,16 +69,16 @@ def load_checkpoint(path):
 class Models(Listener):
     """RUN.last.pt and RUN.best.pt, for --save_model.
 
-    A model is held here until it is written, so that a full disk costs none: RUN.best.pt is always that of the best evaluation,
-    or it is known to be missing.
+    The bytes of both files are held here, so that a full disk loses none. RUN.best.pt is always the model of the best
+    evaluation, or it is known to be missing.
     """
 
     key = "models"
 
     def __init__(self, path, agent, config):
-        self.path, self.agent, self.config = path, agent, config       # path: of the run's results
+        self.path, self.agent, self.config = path, agent, config       # path: the run's results
         self.best = None                                               # the best mean return
-        self.held, self.unwritten = {}, set()                          # "best", "last" -> the bytes of its file; which are not
+        self.held, self.unwritten = {}, set()                          # "best", "last" -> bytes of the file; those to write
 
     def name(self, which):
         return f"{self.path}.{which}.pt"
@@ -98,7 +98,7 @@ class Models(Listener):
         self.write()
 
     def write(self):
-        """What is not written yet, or not there any more."""
+        """Write the files that are not written yet, or not there any more."""
         with keep_going("the model"):
             for which, content in self.held.items():
                 if which in self.unwritten or not os.path.exists(self.name(which)):
@@ -106,12 +106,12 @@ class Models(Listener):
                     self.unwritten.discard(which)
 
     def missing(self):
-        """The files that are not there as they should be, after a last attempt."""
+        """Make a last attempt to write the files. Returns those that are still missing."""
         self.write()
         return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
 
     def save(self):
-        return {"best": self.best, "held": {**self.held}}              # all: a longer run has files of another name
+        return {"best": self.best, "held": {**self.held}}              # also written ones: a longer run has its own files
 
 
 # ---------------------------------------------------------------------- writing
@@ -157,7 +157,7 @@ def save(folder, checkpoint, run, returns, lengths, about):
 
 
 def checksum(weights, config):
-    """Of all of a model: its weights and everything else in its CONFIG."""
+    """The checksum of a whole model: its weights and everything else in its CONFIG."""
     rest = {name: value for name, value in config.items() if name != "sha256"}
     return hashlib.sha256(weights + json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -239,13 +239,13 @@ def load_model(path):
     try:
         with open(regular(os.path.join(path, WEIGHTS)), "rb") as file:
             weights = file.read()
-        if stated not in (checksum(weights, saved), hashlib.sha256(weights).hexdigest()):  # an older one is of the weights alone
+        if stated not in (checksum(weights, saved), hashlib.sha256(weights).hexdigest()):  # the second: of older exports
             raise ValueError("the checksum is wrong")
         for name, tensor in from_bytes(weights).items():
             network, name = name.split(".", 1)
             agent.setdefault(network, {})[name] = tensor
     except OSError as error:
         raise ValueError(f"'{path}' has no {WEIGHTS} that can be read ({error.strerror}); export it again") from None
-    except Exception as error:                                         # safetensors has its own
+    except Exception as error:                                         # safetensors raises its own kinds
         raise ValueError(f"'{path}' is damaged: {WEIGHTS} or {CONFIG}: {' '.join(str(error).split())}; export it again") from None
     return {"config": config, "step": step, "agent": agent}

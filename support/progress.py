@@ -1,4 +1,4 @@
-"""What a run says while it goes: a bar on a terminal, in a file a line per evaluation."""
+"""What a run says while it goes: a bar on a terminal, or a line per evaluation in a file."""
 import sys
 import time
 
@@ -21,7 +21,7 @@ class Progress(Listener):
                         bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]")
 
     def before_update(self, step):
-        self.begun = self.begun or (step, time.monotonic())            # the steps before cost next to nothing
+        self.begun = self.begun or (step, time.monotonic())            # the steps before it cost next to nothing
 
     def stepped(self, step):
         if not self.bar.disable:

@@ -18,7 +18,7 @@ from support.system import Listener, events_folder, fail, keep_going, regular, w
 def read_info(path, check):
     """A run's JSON as a dictionary. Raises an exception of some kind if it is missing or damaged: a file may hold anything.
 
-    path: of the run's results, without an ending; check: raises ValueError for flags that no run can have had (flags.check_saved)
+    path: the run's results, without an ending; check: raises ValueError for flags that no run can have had (flags.check_saved)
     """
     with open(regular(path + ".json"), encoding="utf-8") as file:
         info = json.load(file)
@@ -30,8 +30,8 @@ def read_rows(path, end, info):
     """The rows of a run's CSV as dictionaries of text. Raises an exception of some kind if it is missing, damaged or cut.
 
     Args:
-        path: of the run's results, without an ending
-        end: of the CSV's name, .csv or .staleness.csv
+        path: the run's results, without an ending
+        end: the ending of the CSV's name, .csv or .staleness.csv
         info: the run's JSON; if the run has finished, it says how many lines there are (older ones do not)
     """
     with open(regular(path + end), encoding="utf-8", newline="") as file:
@@ -43,19 +43,19 @@ def read_rows(path, end, info):
 
 
 def finished(path):
-    """Has a run come to its end, and are its results whole? path: of these, without an ending."""
+    """Has a run come to its end, and are its results whole? path: these results, without an ending"""
     try:
         with open(regular(path + ".json"), encoding="utf-8") as file:
             info = json.load(file)
         for end in {".csv": None, **info.get("lines", {})}:
             read_rows(path, end, info)
         return info.get("finished") is True
-    except Exception:                                                  # of many kinds: what is in a file may be anything
+    except Exception:                                                  # a damaged file may raise anything
         return False
 
 
 def mean_returns(path):
-    """Step -> mean return of each evaluation, of the run whose results are there. path: of these, without an ending."""
+    """The evaluations of a run, step -> mean return. path: the run's results, without an ending"""
     returns = {}
     for row in read_rows(path, ".csv", {}):
         returns.setdefault(int(row["step"]), []).append(float(row["return"]))
@@ -79,12 +79,12 @@ class Results(Listener):
             os.remove(self.path + ".new")
         except OSError as error:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
-        self.lines, self.best = ["step,episode,return,length,seconds"], -math.inf     # best: of the evaluations' mean returns
+        self.lines, self.best = ["step,episode,return,length,seconds"], -math.inf     # best: the best mean return
         self.info = dict(config=config, command=" ".join(sys.argv), commit=commit(), finished=False,
                          versions={**versions(), "machine": processor()})
 
     def begin(self, step, saved):
-        """Start a new run's files in place of those of the same name, or go on: what comes after the checkpoint comes again."""
+        """Replace the files of an earlier run of this name, or go on with those that a checkpoint holds."""
         self.start, self.cpu_start = time.monotonic(), time.process_time()
         if saved:
             self.lines, self.best = saved["lines"], saved["best"]
@@ -92,14 +92,14 @@ class Results(Listener):
             self.info["resumed"] = [*saved["resumed"], step]
             self.write()
             return
-        for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may not write any
+        for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may write none of these
             with contextlib.suppress(OSError):
                 os.remove(self.path + end)
         shutil.rmtree(events_folder(self.path), ignore_errors=True)
         self.write()
 
     def write(self):
-        """Both files whole, each in one piece: what is there is never half of one."""
+        """Write both files anew, each in one piece, so that there is never half a file."""
         self.written = False
         with keep_going("the results"):
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
@@ -115,7 +115,7 @@ class Results(Listener):
         self.write()
 
     def finish(self, staleness=None):
-        """Returns whether it could be written. Both CSVs' lines are counted in the JSON, so that it shows if they are cut."""
+        """Returns whether all could be written. The JSON then counts the lines of the CSVs, so that a cut one shows."""
         self.info["lines"] = {".csv": len(self.lines)} | ({".staleness.csv": len(staleness.lines)} if staleness else {})
         self.info.update(finished=True, seconds=round(time.monotonic() - self.start, 1),
                          cpu_seconds=round(time.process_time() - self.cpu_start, 1))
@@ -133,7 +133,7 @@ def commit():
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()
     try:
-        if not git("ls-files", "main.py"):                             # installed somewhere within another one
+        if not git("ls-files", "main.py"):                             # it is installed within another repository
             return ""
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
     except OSError:
@@ -141,7 +141,7 @@ def commit():
 
 
 def versions():
-    """Of Python, and of those packages that are installed."""
+    """The versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "gymnasium", "pybullet", "pybullet-envs-gymnasium", "popgym"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

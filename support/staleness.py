@@ -3,26 +3,26 @@
 Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning", 2019 (R2D2), section 3, figure 1.
 Run:   python main.py --policy TD3 --env Pendulum-v1 --observe velocities --recurrent --staleness
 
-Windows are unrolled twice with the weights as they are now: from the state that training starts them with (--hidden_init,
---critic_hidden, --burn_in), h, and from the true one, h*, which is zero at the episode's start, unrolled over all that came
-before the window. At a window's first and at its last trained step, means over windows:
+Windows are unrolled twice with the present weights. Once they start from h, the state that training starts them with
+(--hidden_init, --critic_hidden, --burn_in). Once they start from h*, the true state, which is zero at the episode's start and
+unrolled over all steps before the window. At a window's first and at its last trained step, means over windows:
 
     Delta-Q        ||q(h) - q(h*)|| / max |q(h*)|       q: the critic's values of a step, as one vector
     delta hidden   ||h - h*|| / ||h*||                  the memory before it reads the step; 0 where both are zero
 
-q is the (squashed) value of every action for R2D1; of the stored action for DDPG, of the same by both twins for TD3, SAC and
-BCQ; the state's value for PPO, A2C and REINFORCE.
+q holds the (squashed) values of all actions for R2D1, the stored action's value for DDPG, its values by both twins for TD3, SAC
+and BCQ, and the state's value for PPO, A2C and REINFORCE.
 
 Deliberate differences from the paper:
 1. The paper compares with the states stored while acting, which old weights computed. Here h* is what the present weights would
    have remembered, so stored states, too, have a Delta-Q at the first step.
-2. The largest |q| is that of all windows measured together, not each window's own: values pass through zero, and a window
-   may be a single step. It is that of h*, so that the yardstick does not depend on what is measured.
-3. How far the hidden state itself is off is measured, too, which no head may notice.
+2. The largest |q| is that of all windows together, not each window's own: values pass through zero, and a window may be a
+   single step. It is that of h*, so that the yardstick does not depend on what is measured.
+3. The hidden state's own error is measured, too, even where no head may notice it.
 
-Off-policy, windows are drawn from the buffer as training draws them; those whose episode has lost its first steps to the ring
-have no h* and are left out. On-policy, they are the rollout's before its first update; the buffer keeps what came before it.
-Random numbers are the measurement's own: with and without it a run is the same, to the bit.
+Off-policy, windows are drawn from the buffer as training draws them. Where the ring has overwritten an episode's first steps,
+its windows have no h* and are left out. On-policy, the windows are the rollout's before its first update, and the buffer keeps
+the rows before them. The measurement draws its own random numbers, so a run is the same to the bit with and without it.
 """
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ import torch
 from support.system import Listener, keep_going, write_file
 
 WINDOWS = 64                                                           # in a measurement, at most
-CHUNK = 128                                                            # steps of the past unrolled at once: bounds the memory
+CHUNK = 128                                                            # steps of the past unrolled at once, to bound the RAM
 COLUMNS = ["step", "windows", "left_out", "delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last",
            "delta_hidden_actor_first", "delta_hidden_actor_last"]      # the actor's: empty if it has no memory of its own
 
@@ -38,7 +38,7 @@ COLUMNS = ["step", "windows", "left_out", "delta_q_first", "delta_q_last", "delt
 class Staleness(Listener):
     """Writes PATH.staleness.csv: a line at the first update after every `freq` steps.
 
-    report: if given, a function of step, "staleness" and a dictionary of the line's numbers, which is called besides
+    report: if given, it is called with the step, "staleness" and a dictionary of the line's numbers
     """
     key = "staleness"
 
@@ -64,7 +64,7 @@ class Staleness(Listener):
             self.report(step, "staleness", row)
 
     def evaluated(self, step, returns, lengths):
-        self.write()                                                   # again, should it have been lost
+        self.write()                                                   # again, in case the file was lost
 
     def write(self):
         with keep_going("the staleness"):
@@ -77,7 +77,7 @@ class Staleness(Listener):
 def windows_of(agent, buffer, rng):
     """Some windows, as the agent's next update will get them."""
     cfg = agent.cfg
-    if agent.targets:                                                  # learns from replay
+    if agent.targets:                                                  # only agents that replay have them
         own, buffer.rng = buffer.rng, rng
         batch = buffer.sample(WINDOWS * (32 if cfg.seq_len == "full" else cfg.seq_len), cfg.seq_len, cfg.burn_in)
         buffer.rng = own
@@ -95,7 +95,7 @@ def true_start(core, past, past_length):
 
 
 def values_of(agent, batch, hidden):
-    """The critic's values of a batch's N steps, (1 or twins, N, n), where its memory is `hidden` at the windows' first ones."""
+    """The critic's values of a batch's N steps, (1 or twins, N, n), if its memory is `hidden` at the windows' first steps."""
     features, _ = agent.critic.core(batch.history[:, :-1], hidden)
     q = agent.values(batch.pick(features), batch)
     return q.view(-1, *q.shape[-2:])
@@ -112,8 +112,8 @@ def measure(agent, buffer, rng):
         return row
     history = batch.history[:, :-1]                                    # (B, L, row)
     length = batch.mask.sum(1)                                         # (B,)
-    end = length.cumsum(0)                                             # windows' steps are side by side: where each one's end
-    first, last = (end - length)[known], (end - 1)[known]              # where the first and the last trained step are, of N
+    end = length.cumsum(0)                                             # windows lie one after the other: where each ends, of N
+    first, last = (end - length)[known], (end - 1)[known]              # each window's first and last trained step
 
     def add(name, distance):                                           # (N,)
         row[f"{name}_first"] = f"{distance[first].mean():.6g}"

@@ -1,14 +1,14 @@
-"""Intervals over seeds. Which kind was chosen by measuring how often it misses: studies/coverage.py, docs/study.md.
+"""Intervals over seeds. The kind was chosen by measuring how often it misses: studies/coverage.py, docs/study.md.
 
 Student's t, for a mean and for a difference. Arms are compared seed by seed: runs of one seed are evaluated on the same
 episodes, so what makes a seed's episodes hard is in both of its scores and cancels. A share of a gain has Fieller's interval:
-all shares r for which Student's interval of the seeds' (arm - none) - r (common - none) includes 0. With r = 1 this is
+all shares r for which Student's interval of the seeds' (arm - none) - r (common - none) includes 0. With r = 1 that number is
 arm - common. So the share's interval includes 1 exactly where that of the difference includes 0.
 """
 import numpy as np
 from scipy.stats import t
 
-FEW = 5                                                                # with fewer seeds there is only a range, called so
+FEW = 5                                                                # with fewer seeds there is only a range
 LEVEL = 0.95
 INTERVAL = "95% interval (Student's t)"
 
@@ -42,7 +42,7 @@ def share(arm, common, none):
     if kind == "range":
         return k / g, (kept / gain).min(), (kept / gain).max(), kind
     square = factor(len(gain)) ** 2 / (len(gain) - 1)
-    a = g * g - square * ((gain - g) * (gain - g)).sum()               # of a r^2 - 2 b r + c <= 0; at the estimate it holds
+    a = g * g - square * ((gain - g) * (gain - g)).sum()               # r is in the interval if a r^2 - 2 b r + c <= 0
     b = g * k - square * ((gain - g) * (kept - k)).sum()
     c = k * k - square * ((kept - k) * (kept - k)).sum()
     half = max(b * b - a * c, 0) ** 0.5

@@ -1,11 +1,11 @@
 """A study of many seeds in numbers: reads its TOML and its committed tables (support/tables.py) alone.
 
-    score   of a run: the mean over its evaluations but the one at step 0; `last`: the mean of its last five
+    score   of a run: the mean over its evaluations after step 0; `last`: the mean of its last five
     share   of an arm: (arm - no memory) / (common - no memory), only where common is shown to be above no memory
     versus  the common arm: "better" or "worse" if the interval of the difference excludes 0, else "not told apart"; nothing with
             fewer than five seeds
 
-Shares and differences are of the seeds that all the arms compared have by now. Intervals: support/statistics.py.
+Shares and differences use the seeds that all compared arms have so far. Intervals: support/statistics.py.
 """
 import os
 import tomllib
@@ -55,7 +55,7 @@ def read(path, folder):
 
 
 def scores(path):
-    """A row per run of a case. path: of its two tables, without an ending."""
+    """A row per run of a case. path: the case's two tables, without an ending"""
     table, runs = pd.read_csv(path + ".csv"), pd.read_csv(path + ".runs.csv").set_index(["arm", "seed"])
     by_run = table[table.step > 0].groupby(["arm", "seed"], sort=False)
     last = by_run.tail(LAST).groupby(["arm", "seed"]).return_mean.mean()
@@ -87,7 +87,7 @@ def summarise(study):
 
 
 def task(case):
-    """Of a case: its task in words, what its score counts, least, most."""
+    """A case's task in words, what its score counts, the least and the most that it can be."""
     return tasks.task(case["env"], f"\n{case['observe']} only" if case.get("observe", "full") != "full" else "")
 
 
@@ -96,7 +96,7 @@ def words(study, arm):
 
 
 def questions(study):
-    """{question: its arms, those that all figures have left out}, Q1 first."""
+    """{question: its arms}, Q1 first. The common arm belongs to no question."""
     asked = {}
     for name, arm in study.arms.items():
         if name != COMMON:
@@ -120,7 +120,7 @@ def progress(study, case):
 
 
 def report(table):
-    """What the terminal shows of the tidy table; all of it is in summary.csv."""
+    """The text that the terminal shows of the tidy table."""
     def cells(name):
         return [f"{x:.3g}" + (f" ({low:.3g} to {high:.3g})" if low == low else "") if x == x else "-"
                 for x, low, high in table[[name, name + "_low", name + "_high"]].to_numpy()]

@@ -16,7 +16,7 @@ from support.study import COMMON, NONE, columns, progress, questions, task, word
 COLOURS = LinearSegmentedColormap.from_list("", ["#b3480a", "#ef9f5c", "#fbf7f0", "#8fbbdd", "#1f639f"])
 NORM = TwoSlopeNorm(1, 0, 1.6)                                         # a share of 1 is the pale middle
 EMPTY, LATE = "#f1f1f1", "#b3480a"
-LOOKS = {COMMON: "#0072b2", NONE: "#8a8a8a"}                           # after Okabe and Ito, as the next lines
+LOOKS = {COMMON: "#0072b2", NONE: "#8a8a8a"}                           # colours after Okabe and Ito, here and below
 ALGORITHMS = {"TD3": "#0072b2", "PPO": "#009e73", "SAC": "#cc79a7", "A2C": "#a08a00", "R2D1": "#d55e00", "DDPG": "#56b4e9",
               "REINFORCE": "#8a6a55", "BCQ": "#222222"}
 
@@ -80,7 +80,7 @@ def cell(write, ax, place, rows, case, arm, seeds):
     if (case, arm) not in rows.index:
         return
     (x, y, wide, tall), row = place, rows.loc[(case, arm)]
-    shown = np.isfinite(row.share)                                     # else the case has no gain to share, or not yet
+    shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
     colour = COLOURS(NORM(row.share)) if shown else EMPTY
     ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
     same = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
@@ -99,7 +99,7 @@ def cell(write, ax, place, rows, case, arm, seeds):
     at = y + tall / 2 - sum(size for _, size in lines) / 2 / 72 * 1.05
     for (text, size), bold in zip(lines, (not same, False, False)):
         at += size / 72 * 1.05
-        size = min(size, 0.94 * wide * 72 / (0.6 * len(text)))         # so that it fits
+        size = min(size, 0.94 * wide * 72 / (0.6 * len(text)))         # so that the text fits
         write(x + wide / 2, at - 0.02, text, size, ha="center", va="baseline", color=ink, weight=700 if bold and shown else 400)
 
 
@@ -154,7 +154,7 @@ def staleness(study, table):
 
 
 def draw(study, table):
-    """{file's name: figure}: all of a study."""
+    """All figures of a study, {file's name: figure}."""
     return {"answers": answers(study, table), "staleness": staleness(study, table),
             **{re.sub(r"\W+", "_", asked).strip("_"): question(study, table, asked)
                for asked, arms in questions(study).items() if set(arms) & set(table.arm)}}

@@ -1,4 +1,4 @@
-"""What all the others need of the system: files that are whole or not there, locks, lines of error, the command line."""
+"""What all other modules need: files that are whole or not there, locks, errors of one line, the command line, listeners."""
 import argparse
 import contextlib
 import contextvars
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 class BadInput(SystemExit):
-    """It ends a program with exit code 2. line: what was wrong and what would be right."""
+    """Ends the program with exit code 2. line: what was wrong and what would be right."""
 
     def __init__(self, line):
         super().__init__(2)
@@ -23,12 +23,12 @@ class Failed(Exception):
     """A run could not be brought to its end, or what it found could not be written. Its text is one line, its exit code 1."""
 
 
-printing = contextvars.ContextVar("printing", default=True)                # bad input is printed
+printing = contextvars.ContextVar("printing", default=True)                # is bad input printed?
 
 
 def fail(message):
     """Bad input: one line on stderr, exit code 2. Within no_exit it is a ValueError."""
-    line = " ".join(message.splitlines())                                  # a name that the user gave may have several
+    line = " ".join(message.splitlines())                                  # a name that the user gave may have several lines
     if printing.get():
         print(f"error: {line}", file=sys.stderr)
     raise BadInput(line)
@@ -36,7 +36,7 @@ def fail(message):
 
 @contextlib.contextmanager
 def no_exit():
-    """For what is called from Python: bad input raises ValueError with its line, and nothing is printed."""
+    """For calls from Python. Within it, bad input raises ValueError with its line, and nothing is printed."""
     before = printing.set(False)
     try:
         yield
@@ -73,14 +73,14 @@ def optional(module, package):
 
 
 def regular(path):
-    """The same path if a file is there. Raises OSError if not: to open a pipe would be to wait for ever."""
+    """The same path if it is a file. Raises OSError if it is not: opening a pipe would wait for ever."""
     if not os.path.isfile(path):
         raise OSError(errno.ENOENT, f"{path} is no file")
     return path
 
 
 def write_file(path, payload):
-    """Write bytes such that at no time there is half a file of this name. Raises OSError, and leaves what was there."""
+    """Write bytes so that there is never half a file of this name. Raises OSError, and then leaves the old file."""
     try:
         with open(path + ".new", "wb") as file:
             file.write(payload)
@@ -95,7 +95,7 @@ def write_file(path, payload):
 
 @contextlib.contextmanager
 def keep_going(what):
-    """A full disk or a folder that is gone is told, and does not end the run."""
+    """Within it, a full disk or a folder that is gone is reported, and does not end the run."""
     try:
         yield
     except OSError as error:
@@ -104,8 +104,8 @@ def keep_going(what):
 
 @contextlib.contextmanager
 def alone(path, patience):
-    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds, in
-    which one that was told to stop may finish its step. The operating system frees the lock of a process that dies."""
+    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds. In
+    that time one that was told to stop can finish its step. The operating system frees the lock of a process that dies."""
     lock = FileLock(path + ".lock")
     try:
         lock.acquire(timeout=patience)
@@ -125,34 +125,34 @@ def alone(path, patience):
 
 
 def events_folder(path):
-    """Where the event files of a run lie. path: of its results, without an ending."""
+    """The folder of a run's event files. path: the run's results, without an ending"""
     return os.path.join(os.path.dirname(path), "tensorboard", os.path.basename(path))
 
 
 class Listener:
-    """What wants to know how a run goes. The loop in main.py tells it, and knows none by name."""
-    key = ""                                # of its state in a checkpoint
+    """A part of the program that is told how a run goes. The loop in main.py knows no listener by name."""
+    key = ""                                # the name of its state in a checkpoint
 
     def begin(self, step, saved):
-        """The run begins or, from a checkpoint of that step, goes on. saved: what `save` returned for it, None if nothing did."""
+        """The run begins or, from a checkpoint of that step, goes on. saved: what `save` had returned, or None"""
 
     def before_update(self, step):
         """The agent is about to train."""
 
     def after_update(self, step, losses):
-        """It has. losses: a dictionary of numbers or tensors"""
+        """The agent has trained. losses: a dictionary of numbers or tensors"""
 
     def stepped(self, step):
-        """A step has been taken in every environment, so there have been `step` over all of them."""
+        """Every environment has taken a step. step: their number over all environments"""
 
     def evaluated(self, step, returns, lengths):
         """The agent has been evaluated: lists of the episodes' returns and lengths."""
 
     def save(self):
-        """What `begin` needs to go on, plain values. Nothing, by default."""
+        """What `begin` needs to go on, in plain values. By default nothing."""
 
     def close(self):
-        """There will be no more, whether the run has come to its end or not."""
+        """The run stops, at its end or before."""
 
 
 class Listeners:

@@ -24,12 +24,12 @@ STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidde
 
 
 def name(case):
-    """Of a case's tables, without an ending."""
+    """The name of a case's tables, without an ending."""
     return re.sub(r"\W+", "_", case)
 
 
 def read_text(path):
-    """A table as it is written, all cells text; empty if there is none. Raises ValueError, with one line, if it is damaged."""
+    """A table whose cells are all text; empty if there is none. Raises ValueError, with one line, if it is damaged."""
     if not os.path.lexists(path):
         return pd.DataFrame()
     try:
@@ -40,7 +40,7 @@ def read_text(path):
             raise ValueError("a line is not whole")
         table = pd.DataFrame(rows, columns=head)
         table[["arm", "seed"]].astype({"seed": int})
-    except Exception as error:                                         # of many kinds: what is in a file may be anything
+    except Exception as error:                                         # a damaged file may raise anything
         raise damaged(path, getattr(error, "strerror", None) or error) from None
     return table
 
@@ -51,8 +51,8 @@ def damaged(path, why):
 
 
 def collected(path):
-    """The names of the runs that the tables CASE.csv and CASE.runs.csv hold. path: of both, without an ending. Raises ValueError,
-    with one line, if one is damaged, or has not all rows of a run."""
+    """The names of the runs that the tables CASE.csv and CASE.runs.csv hold. path: both tables, without an ending. Raises
+    ValueError, with one line, if a table is damaged, or lacks rows of a run."""
     runs, rows = read_text(path + ".runs.csv"), read_text(path + ".csv")
     if not len(runs):
         return set()
@@ -83,11 +83,11 @@ def evaluations(run, info):
 
 
 def collect(path, arm, order, run, check):
-    """Move a finished run into the tables of its case. Its own files are still there if that raises OSError, or ValueError, with
-    one line, for a file that is damaged.
+    """Move a finished run into the tables of its case. Raises OSError, or ValueError, with one line, if a file is damaged. The
+    run's own files are then still there.
 
     Args:
-        path: of both tables, without an ending
+        path: both tables, without an ending
         arm: the run's arm; order: all arms, in the order that the tables keep
         run: the path of the run's files, without an ending
         check: raises ValueError for flags that no run can have had (flags.check_saved)
@@ -100,18 +100,18 @@ def collect(path, arm, order, run, check):
         row = {**key, "run": os.path.basename(run), "evaluations": len(rows), "commit": info.get("commit", ""),
                **info.get("versions", {}), **times, "resumed": len(info.get("resumed", [])),
                **{k: v for k, v in config.items() if k not in key}}
-    except Exception as error:                                         # of many kinds: what is in a file may be anything
+    except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"its results are damaged: {' '.join(str(error).split())[:150]}") from None
     with alone(path, 30):
-        collected(path)                                                # or else what is damaged would be written again
+        collected(path)                                                # raises before a damaged table is written again
         for end, new in ((".csv", rows.assign(**key)), (".runs.csv", pd.DataFrame([row]))):
             new = new[list(key) + [column for column in new if column not in key]]
             new = new.map(lambda x: f"{x:.6g}" if isinstance(x, float) and x == x else "" if pd.isna(x) else str(x))
             old = read_text(path + end)
-            if len(old):                                               # not twice, should it have been killed in between
+            if len(old):                                               # an interrupted `collect` may have left these rows
                 old = old[(old["arm"] != arm) | (old["seed"] != str(key["seed"]))]
             table = pd.concat([old, new]).fillna("")
-            place = table["arm"].map({name: i for i, name in enumerate(order)}).fillna(len(order))   # the study may have changed
+            place = table["arm"].map({name: i for i, name in enumerate(order)}).fillna(len(order))   # others last
             place = np.lexsort((table["seed"].astype(int), place))
             write_file(path + end, table.iloc[place].to_csv(index=False, lineterminator="\n").encode())
     remove(run)

@@ -1,13 +1,13 @@
-"""What is known of environments: the task in words, what its score counts, and published results beside ours."""
+"""What is known about environments: the task in words, what its score counts, and published results beside ours."""
 import re
 
-# Of an environment: its task in words; what its score counts; the least and the most it can be, if there are any
+# A pattern of environments' ids; their task in words; what their score counts; its least and its most, or None
 TASKS = [(r"HopperBulletEnv-v0", r"Hop on\none leg", "return", 0, None),
          (r"Cue(?:Discrete)?(\d+)-v0", r"Recall a cue\nseen \1 steps ago", "share of right choices", 0, 1),
          (r"CartPole-v1", r"Balance a pole\non a cart", "steps upright", 0, 500),
          (r"Pendulum-v1", r"Swing up\na pendulum", "return (0 is best)", None, 0),
          (r"(.*)", r"\1", "return", None, None)]
-# File, algorithm, is there a memory: mean return. The budgets were others, so these are landmarks: docs/results.md
+# {(file, algorithm, has it a memory?): mean return}. They had other budgets, so they are only landmarks: docs/results.md
 PUBLISHED = {(f"HopperBulletEnv-v0_{seen}", policy, memory): value for seen, memory, them in (
     ("full", False, {"TD3": 2429, "DDPG": 1201, "SAC": 2422, "PPO": 1567, "A2C": 1627}),
     ("positions", False, {"TD3": 490}), ("positions", True, {"TD3": 2234})) for policy, value in them.items()}
@@ -16,6 +16,6 @@ SOURCES = ("\u25c7 Published means, of other budgets: Stable-Baselines3 (fully o
 
 
 def task(env, seen=""):
-    """Of an environment: its task in words, what its score counts, least, most."""
+    """An environment's task in words, what its score counts, the least and the most that it can be."""
     pattern, words, *others = next(entry for entry in TASKS if re.fullmatch(entry[0], env))
     return re.sub(pattern, words, env, count=1) + seen, *others

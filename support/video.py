@@ -8,7 +8,7 @@ import warnings
 import gymnasium as gym
 
 ENDINGS = (".mp4", ".gif")
-GIF_FPS = 25                                                           # its pauses are whole hundredths of a second
+GIF_FPS = 25                                                           # a GIF's pauses are whole hundredths of a second
 
 
 def check_free(path, overwrite):
@@ -28,7 +28,7 @@ class Video(gym.wrappers.RecordVideo):
     """Keeps the frames of the first episode, for a file of any name and of either kind."""
 
     def __init__(self, env):
-        with warnings.catch_warnings(action="ignore"):                 # of a folder that exists; nothing is written to it
+        with warnings.catch_warnings(action="ignore"):                 # it would warn of the folder, and writes nothing there
             super().__init__(env, ".", episode_trigger=lambda episode: episode == 0)
 
     def stop_recording(self):
@@ -40,7 +40,7 @@ class Video(gym.wrappers.RecordVideo):
         clip = ImageSequenceClip(self.recorded_frames, fps=self.frames_per_sec)
         self.recorded_frames = []                                      # else Gymnasium warns that they are lost
         name, ending = os.path.splitext(path)
-        unfinished = f"{name}.new{ending}"                             # moviepy goes by the ending
+        unfinished = f"{name}.new{ending}"                             # moviepy reads the kind from the ending
         try:
             if ending == ".gif":
                 clip.write_gif(unfinished, fps=min(GIF_FPS, self.frames_per_sec), logger=None)
