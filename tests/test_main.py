@@ -244,7 +244,7 @@ def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
     ("--policy DDPG --policy_freq 2", ["--policy_freq is a flag of TD3", "DDPG does not use it"]),
     ("--policy TD3 --epochs 3", ["--epochs is a flag of PPO", "TD3 does not use it"]),
     ("--epochs=3", ["--epochs is a flag of PPO", "TD3 does not use it"]),
-    ("--policy BCQ --no-lr_decay", ["--no-lr_decay is a flag of TD3", "BCQ does not use it"]),
+    ("--policy BCQ --no-baseline", ["--no-baseline is a flag of REINFORCE", "BCQ does not use it"]),
     ("--policy PPO --replay_ratio 2", ["--replay_ratio is a flag of TD3 and DDPG and SAC", "PPO does not use it"]),
     ("--max_time 5", ["unknown argument '--max_time'", "did you mean --max_timesteps?"]),     # no abbreviations
     ("--evaluation_frequency 5", ["unknown argument '--evaluation_frequency'"]),
