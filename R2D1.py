@@ -184,7 +184,7 @@ class R2D1(Agent):
             n = left.clamp(max=cfg.n_steps)
             not_done = batch.not_done[i + n - 1]                                # an episode terminates at a window's end only
 
-            # Compute the n-step return; what `roll` brings round from elsewhere is not counted, as k is then at least n
+            # Compute the n-step return. Rewards that `roll` brings from another window do not count, as k is then at least n
             rewards = torch.zeros_like(batch.reward)                            # (N, 1)
             for k in range(min(cfg.n_steps, batch.mask.shape[1])):
                 rewards += cfg.discount ** k * torch.where(k < n, batch.reward[:, 0].roll(-k), 0)[:, None]

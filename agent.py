@@ -23,7 +23,7 @@ def flag(default, help, low=None, high=None, role="learning"):
         learning    what is learned                             yes               yes                      as it was trained
         measuring   what is written about it                    no                yes                      as it was trained
         machine     what it runs on, and so the last bits       no                yes                      as it was trained
-        handling    none of this: where files go, what is kept  no                may differ               as given now
+        handling    only where files go and what is kept        no                may differ               as given now
     """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
 
@@ -174,7 +174,7 @@ class Agent:
         """Act in N environments. The memory advances on every step, those with random actions included.
 
         Args:
-            history: array (N, row), what is perceived now
+            history: array (N, row), the history row of this step
             hidden: array (N, hidden_dim), the memory before this row is read
         Returns:
             action (N, action_dim) and next_hidden (N, hidden_dim), arrays

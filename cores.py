@@ -223,8 +223,8 @@ class MinGRUCore(RecurrentCore):
         keep = sigmoid(W x),   h = keep * h + (1 - keep) * (V x)
 
     The recurrence is elementwise and linear, so a window is one matrix product and L multiply-adds. It forgets and stores
-    by what it sees, never by what it remembers. Deliberate differences from the paper: one layer, since the head beside
-    it sees the observation anyway, and gates biased so that at first its units remember for 2 to 33 steps (Tallec &
+    by what it sees, never by what it remembers. Deliberate differences from the paper: it has one layer, since the head
+    sees the observation anyway. Its gates are biased so that at first its units remember for 2 to 33 steps (Tallec &
     Ollivier 2018) instead of two.
     """
 

@@ -75,7 +75,7 @@ INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 class EnvSpec(NamedTuple):
     """What an agent has to know of an environment."""
     state_dim: int
-    action_dim: int     # of a Box, or the number of discrete actions
+    action_dim: int     # a Box's dimension, or the number of discrete actions
     discrete: bool
 
 

@@ -87,7 +87,7 @@ class RunFlags:
     record: str = handling("", "write all episodes, of training or of --test, as a data set of this name, such as hopper/td3-v0")
 
 
-GROUPS = dict(                                                         # of --help; learning: all others
+GROUPS = dict(                                                         # the groups of --help; learning: all other flags
     task="policy env env_kwargs observe flicker obs_noise sensor_dropout max_episode_steps max_timesteps seed".split(),
     memory=["recurrent", *(f.name for f in fields(MemoryFlags))],
     learning=[],
@@ -212,7 +212,7 @@ def check_saved(config):
             fits = False
         if name not in HANDLING and not f"{name}{value}".isprintable() or name == "env" and len(str(value).encode()) > 150 or \
                 name == "observe" and not OBSERVE.fullmatch(str(value)):
-            fits = False                                               # the environment's name becomes that of a file
+            fits = False                                               # the environment's name is part of a file's name
         if not fits:
             raise ValueError(f"a run cannot have had {name} {value!r:.60}")
 

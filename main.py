@@ -95,7 +95,7 @@ def seed_everything(run):
 
 
 def test(run, agent, env, spec, checkpoint):
-    """Evaluate a saved policy, and write what is asked for. Returns Tested. checkpoint: what the agent was loaded from."""
+    """Evaluate a saved policy, and write what is asked for. Returns Tested. checkpoint: the model that it was loaded from"""
     returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
@@ -131,7 +131,7 @@ class Interaction:
         self.hidden = np.zeros((cfg.num_envs, agent.hidden_dim), np.float32)
         self.acted_from = self.hidden                                  # the memory before the last action, for the logger
         self.total = np.zeros(cfg.num_envs)                            # rewards of the running episodes so far
-        self.returns = collections.deque(maxlen=10)                    # of the last episodes that have ended
+        self.returns = collections.deque(maxlen=10)                    # returns of the last episodes that have ended
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -179,7 +179,7 @@ class Updates:
 
     def __init__(self, agent, buffer, cfg):
         self.agent, self.cfg, self.step = agent, cfg, 0
-        self.checksum = zlib.crc32(buffer.rows.numpy())                # of the data set
+        self.checksum = zlib.crc32(buffer.rows.numpy())                # the data set's
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -400,7 +400,7 @@ def env_options(run):
 
 
 def make_agent(run, cfg, algorithm, spec, checkpoint):
-    """An agent with new weights or, if `checkpoint` is given, a model's. Exits with 2 if it cannot be made."""
+    """An agent with new weights or, if `checkpoint` is given, with this model's. Exits with 2 if it cannot be made."""
     try:
         agent = algorithm(spec, cfg, run.seed, run.device)
     except (RuntimeError, MemoryError):

@@ -78,7 +78,7 @@ def read_run(path, own=False):
         table = tables.evaluations(path, info).set_index("step")
         if 0 not in table.index:                                       # every run begins with it, so seeds share a step
             raise ValueError("no evaluation at step 0")
-    except Exception as error:                                         # of many kinds: what is in a file may be anything
+    except Exception as error:                                         # a damaged file may raise anything
         reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise ValueError(f"{path}.csv or .json is missing or damaged ({' '.join(str(reason).split())[:300]})") from None
     return Run(path, own, config, table, info.get("finished") is True)

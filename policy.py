@@ -76,7 +76,7 @@ class Policy:
         """
         if which is None:
             self.action = self.hidden = self.begins = None             # each (N, ...), the last action as the agent gave it
-        elif self.hidden is not None:                                  # else all of them begin
+        elif self.hidden is not None:                                  # if it is None, all of them begin
             which = np.asarray(which)
             if which.dtype != bool or which.shape != self.begins.shape:
                 raise ValueError(f"policy.reset takes a boolean array of the shape {self.begins.shape}, an entry for each "
@@ -87,8 +87,8 @@ class Policy:
         """The action for one observation, or an array of them for those of several environments. The memory advances.
 
         Args:
-            observation: of the environment's own space, or with one axis more (a tuple of such arrays where it is a tuple)
-            reward: of the step before, one number for each environment. Only a memory that was trained with --memory_input
+            observation: in the environment's own space, or with one axis more (a tuple of such arrays where it is a tuple)
+            reward: the step before's, one number for each environment. Only a memory that was trained with --memory_input
                 obs_action_reward reads it, and not at an episode's start.
         Raises:
             ValueError: one line that says what is wrong with them

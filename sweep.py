@@ -183,7 +183,7 @@ def is_tables(them):
 
 
 def axes_of(table):
-    """The axes of a table's grid: name to a list of its values, each a dictionary of the flags it sets."""
+    """The axes of a table's grid, {name: its values}. Each value is a dictionary of the flags that it sets."""
     return {name: [value if isinstance(value, dict) else {name: value}
                    for value in (values if isinstance(values, list) else [values])] for name, values in table.items()}
 

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
         return x if self.real is None else x.index_select(0, self.real)
 
     def select(self, windows):
-        """The batch of these windows alone, trimmed to their longest, and where its steps lie among those of this one, (n,)."""
+        """A batch of these windows alone, trimmed to the longest, and (n,), which of this batch's N steps its n steps are."""
         picked = self.mask[windows]
         L = int(picked.sum(1).max())
         mask = picked[:, :L]
@@ -81,9 +81,9 @@ class Buffer:
         size: rows of all streams together (one per step, and one more per episode)
         state_dim, action_dim, hidden_dim: widths of a row's parts; hidden_dim is 0 where no window starts from a stored state
         num_envs: number of streams
-        seed: of the generator that draws windows
+        seed: seeds the generator that draws windows
         device: where batches are delivered
-        precision: of the hidden states kept, "float32" or "float16"
+        precision: "float32" or "float16", for the stored hidden states
         on_device: keep a copy of all rows on the device, so that a batch is gathered there
     """
 
@@ -95,7 +95,7 @@ class Buffer:
         self.capacity = max(2, -(-size // num_envs))                   # rows per stream
         self.state_dim, self.action_dim, self.num_envs, self.device = state_dim, action_dim, num_envs, device
         self.hidden_dim = hidden_dim
-        self.row_size = state_dim + action_dim + 1                     # of a history row; `terminated` comes after it
+        self.row_size = state_dim + action_dim + 1                     # a history row; `terminated` comes after it
         rows = self.capacity * num_envs
         self.rows = torch.zeros(rows, self.row_size + 1)
         self.hidden = torch.zeros(rows, hidden_dim, dtype=torch.float16 if precision == "float16" else None)

@@ -253,7 +253,7 @@ class Checkpoints(Listener):
 
     def begin(self, step, saved):
         if saved is None:
-            self.remove()                                              # those of an earlier run
+            self.remove()                                              # the checkpoints of an earlier run
 
     def save(self):
         return {}                                                      # None would mean to `begin` that the run starts anew

@@ -133,9 +133,9 @@ def save(folder, checkpoint, run, returns, lengths, about):
     """Write the three files, config.json last. Raises OSError.
 
     Args:
-        checkpoint: what load_model returned
+        checkpoint: the model, as load_model returned it
         run: RunFlags of the test
-        returns, lengths: of its episodes
+        returns, lengths: those of the test's episodes
         about: versions and commit
     """
     from safetensors.torch import save as to_bytes

@@ -29,7 +29,7 @@ class Study:
 
 
 def read(path, folder):
-    """The study and its finished runs. Exits with 2 and one line if there are none."""
+    """Read a study and its finished runs. Exits with 2 and one line if there are none."""
     where, runs = path, []
     try:
         with open(path, "rb") as file:

@@ -63,7 +63,6 @@ class Parser(argparse.ArgumentParser):
         fail(message + " (--help lists all flags)")
 
 
-
 def optional(module, package):
     """Import a module that only some flag needs. Raises ValueError, with one line, if its package is not installed."""
     try:
