@@ -133,7 +133,7 @@ def place(config):
     """The environment; what the agent sees, in words; a file's name made of both."""
     noise = [f"{k}={text(config[k])}" for k in NOISE if config.get(k)]
     return (config["env"], ", ".join([OBSERVE.get(config["observe"], f"entries {config['observe']}"), *noise]),
-            "_".join([re.sub(r'[<>:"/\\|?*]', "-", f"{config['env']}_{config['observe']}"), *noise]))
+            re.sub(r'[<>:"/\\|?*]', "-", "_".join([config["env"], config["observe"], *noise])))
 
 
 def make_lines(runs):
