@@ -1,4 +1,4 @@
-"""Does a memory last longer than it was trained for? PPO learns to recall a cue after 10 steps, and is tested after 10, 30 and 100.
+"""Does a memory last longer than it was trained for? PPO learns to recall a cue of 10 steps ago, tested with 10, 30 and 100.
 
     python studies/horizon.py
 
@@ -27,7 +27,8 @@ COLUMNS = ["core", "seq_len", "seed", "delay", "return", "commit"]
 def trained_and_tested(core, seq_len, seed):
     """A row of COLUMNS for each delay."""
     with tempfile.TemporaryDirectory() as folder:
-        trained = main.run([*FLAGS.split(), f"--core={core}", f"--seq_len={seq_len}", f"--seed={seed}", f"--results_dir={folder}"])
+        own = f"--core={core} --seq_len={seq_len} --seed={seed} --results_dir={folder}"
+        trained = main.run(f"{FLAGS} {own}".split())
         for delay in (10, 30, 100):
             tested = main.run(["--test", f"--load_model={trained.path}.last.pt", f"--env=Cue{delay}-v0", "--eval_episodes=100"])
             yield core, seq_len, seed, delay, np.mean(tested.returns), commit()
