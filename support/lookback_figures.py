@@ -10,6 +10,7 @@ from support import drawing
 from support.lookback import read
 from support.statistics import INTERVAL, interval
 from support.system import fail
+from support.tasks import task
 
 FIGURES = {                                                            # kind: title, axes, explanation
     "lookback": (
@@ -47,8 +48,12 @@ def draw(folder):
                 ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "", color=drawing.COLOURS["LSTM"])
                 if kind == "memory_steps":
                     ax.set_xticks(x, steps)
-                ax.set_title(textwrap.fill(about["policy"], 30), loc="left", weight="bold", size=10)
+                config = about["config"]
+                seen = {"full": ""}.get(config["observe"], f", {config['observe']} only")
+                words = f"{config['policy']}: {task(config['env'], seen)[0]}"
+                ax.set_title(textwrap.fill(words, 30), loc="left", weight="bold", size=10)
                 ax.set(xlabel=x_label, ylabel=y_label)
-                ax.set_ylim(min(0, ax.get_ylim()[0]), max(0, ax.get_ylim()[1]))
+                bottom, top = min(0, low.min()), max(0, high.max())
+                ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))
             drawn[kind] = drawing.finish(fig, title, text + INTERVAL + ".")
     return drawn
