@@ -53,7 +53,7 @@ def draw(folder):
                 words = f"{config['policy']}: {task(config['env'], seen)[0]}"
                 ax.set_title(textwrap.fill(words, 30), loc="left", weight="bold", size=10)
                 ax.set(xlabel=x_label, ylabel=y_label)
-                bottom, top = min(0, low.min()), max(0, high.max())
+                bottom, top = min(0, low.min()), max(1e-6, high.max())
                 ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))
             drawn[kind] = drawing.finish(fig, title, text + INTERVAL + ".")
     return drawn
