@@ -65,13 +65,24 @@ def record(env_id, name, steps, seed=0):
     return env
 
 
+def recorded(tmp_path_factory, *given):
+    """For a fixture: while it lasts, data sets lie in a folder of their own, in which there is one (see record)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        record(*given)
+        yield
+
+
 @pytest.fixture
 def refused(capsys, tmp_path):
-    """A function that runs a command line which must be refused: exit code 2, one line that holds the words, no file touched."""
+    """A function that runs a command line which must be refused: exit code 2, one line that holds the words, no file touched.
+
+    It returns that line.
+    """
     def files():
         return {path: path.is_dir() or path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
 
-    def refused(argv, words):
+    def refused(argv, words=()):
         before, argv = files(), [str(word) for word in argv]
         if not any(word.startswith("--results_dir") for word in argv):
             argv += ["--results_dir", str(tmp_path / "results")]
@@ -82,6 +93,7 @@ def refused(capsys, tmp_path):
         assert stop.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", error), error
         assert not [word for word in words if word not in error], error
         assert files() == before
+        return error
     return refused
 
 

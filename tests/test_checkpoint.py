@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import pytest
 import torch
-from conftest import record, spy
+from conftest import record, recorded, spy
 from filelock import FileLock
 
 import BCQ
@@ -221,10 +221,7 @@ def has(folder, ending):
 @pytest.fixture(scope="module", autouse=True)
 def data_sets(tmp_path_factory):
     """A folder of data sets, with one of the pendulum: 104 steps by random actions, 8 episodes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        record("TestSwing-v0", "test/swing-v0", 104)
-        yield
+    yield from recorded(tmp_path_factory, "TestSwing-v0", "test/swing-v0", 104)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_windows
-from test_main import POLICIES, RECURRENT, SHORT, data_sets, evaluations, name_of, refused, same_weights, tiny  # noqa: F401
+from test_main import POLICIES, RECURRENT, SHORT, data_sets, evaluations, name_of, same_weights, tiny  # noqa: F401
 from test_main import weights as weights_of_file
 
 import main
@@ -317,20 +317,20 @@ def test_a_disk_that_is_full_for_a_while(tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("flag,module", [("--tensorboard", "torch.utils.tensorboard"), ("--wandb", "wandb")])
-def test_packages_that_are_missing(flag, module, refused, monkeypatch):  # noqa: F811
+def test_packages_that_are_missing(flag, module, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    refused(*tiny("TD3"), flag, says=[f"{flag}: it needs a package; pip install {flag[2:]}"])
+    refused([*tiny("TD3"), flag], [f"{flag}: it needs a package; pip install {flag[2:]}"])
 
 
-def test_flags_that_do_nothing(refused):  # noqa: F811
-    refused(*tiny("TD3"), "--log_freq", "5", says=["--log_freq is for --tensorboard and --wandb"])
+def test_flags_that_do_nothing(refused):
+    refused([*tiny("TD3"), "--log_freq", "5"], ["--log_freq is for --tensorboard and --wandb"])
 
 
-def test_a_test_writes_no_log(tmp_path, refused):  # noqa: F811
+def test_a_test_writes_no_log(tmp_path, refused):
     """Neither if the model was trained with one."""
     pytest.importorskip("tensorboard")
     path = run(tmp_path / "1", tiny("TD3", "Pendulum-v1", "--tensorboard", "--save_model"))
-    refused("--test", "--load_model", path + ".last.pt", "--tensorboard", says=["--test trains nothing", "leave them out"])
+    refused(["--test", "--load_model", path + ".last.pt", "--tensorboard"], ["--test trains nothing", "leave them out"])
     before = sorted(os.walk(tmp_path))
     main.main(["--test", "--load_model", path + ".last.pt"])
     assert sorted(os.walk(tmp_path)) == before
@@ -384,12 +384,12 @@ def test_wandb_gets_what_tensorboard_gets(fake, tmp_path):
     assert fake.runs[-1].options["resume"] == "allow" and min(step for step, *_ in fake.runs[-1].logged) > 120
 
 
-def test_wandb_that_cannot_be_had(fake, refused, tmp_path):  # noqa: F811
+def test_wandb_that_cannot_be_had(fake, refused, tmp_path):
     path = run(tmp_path / "results", tiny("TD3"))
     with open(path + ".csv") as file:
         before = file.read()
     fake.error = RuntimeError("api_key not configured\n(no-tty)")
-    refused(*tiny("TD3"), "--wandb", "--overwrite", says=["--wandb: api_key not configured (no-tty)", "WANDB_MODE=offline"])
+    refused([*tiny("TD3"), "--wandb", "--overwrite"], ["--wandb: api_key not configured (no-tty)", "WANDB_MODE=offline"])
     with open(path + ".csv") as file:
         assert file.read() == before
 

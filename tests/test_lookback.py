@@ -10,8 +10,8 @@ import main
 import TD3
 from envs import env_spec, make_env
 from flags import POLICIES
-from support.lookback import LastRows, lookback, memory_steps, read, remember
-from support.lookback_figures import draw
+from support.lookback import LastRows, lookback, memory_steps, remember
+from support.lookback_figures import draw, read
 from support.system import no_exit
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import test_envs  # noqa: F401  (registers toy environments)
 import torch
-from conftest import record
+from conftest import recorded
 
 import main
 from agent import MemoryFlags
@@ -84,30 +84,7 @@ def same_weights(one, other):
 @pytest.fixture(scope="module", autouse=True)
 def data_sets(tmp_path_factory):
     """A folder of data sets, with one of Pendulum for offline algorithms: 400 steps by random actions, 2 episodes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        record("Pendulum-v1", "test/pendulum-v0", 400)
-        yield
-
-
-@pytest.fixture
-def refused(capsys, tmp_path):
-    """A function that runs a command line which must be refused: exit code 2, one line on stderr, nothing written."""
-    def refused(*argv, says=()):
-        before = sorted(os.walk(tmp_path))
-        if "--results_dir" not in argv:
-            argv = [*argv, "--results_dir", str(tmp_path / "results")]
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main.main(list(argv))
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert re.fullmatch(r"error: [^\n]+\n", error), error
-        for words in says:
-            assert words in error, (words, error)
-        assert sorted(os.walk(tmp_path)) == before
-        return error
-    return refused
+    yield from recorded(tmp_path_factory, "Pendulum-v1", "test/pendulum-v0", 400)
 
 
 # ---------------------------------------------------------------------- flags
@@ -136,21 +113,21 @@ def test_no_size_was_forgotten():
 def test_bad_whole_numbers(policy, name, low, refused):
     low = 1 if low is None else low
     for value in [str(low - 1), "-1", "-1e3", "1.5", "nan", "inf", "-inf", "abc", "", "1e400", "1e300"]:
-        refused(*tiny(policy), f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a whole number of at least {low}"])
+        refused([*tiny(policy), f"--{name}", value], [f"--{name}", f"'{value}'", f"a whole number of at least {low}"])
 
 
 @pytest.mark.parametrize("policy,name,low,high", FLOATS)
 def test_bad_numbers(policy, name, low, high, refused):
     low = 0 if low is None else low
     for value in [str(low - 0.5), f"{min(low, 0) - 1e3:g}", "nan", "inf", "-inf", "abc", "", "1e400"] + ["1.01"] * (high == 1):
-        refused(*tiny(policy), f"--{name}", value, says=[f"--{name}", f"'{value}'", f"a number of at least {low}"] +
+        refused([*tiny(policy), f"--{name}", value], [f"--{name}", f"'{value}'", f"a number of at least {low}"] +
                 ["at most 1"] * (high == 1))
 
 
 @pytest.mark.parametrize("policy,name", [(p, name) for p, name, *_ in FLOATS
                                          if name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm")])
 def test_numbers_that_learn_nothing(policy, name, refused):
-    refused("--policy", policy, "--recurrent", f"--{name}", "0", says=[f"--{name} 0 learns nothing", "positive"])
+    refused(["--policy", policy, "--recurrent", f"--{name}", "0"], [f"--{name} 0 learns nothing", "positive"])
 
 
 def test_numbers_may_be_written_with_an_exponent():
@@ -309,7 +286,7 @@ def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
     ("--load_model nowhere.pt", ["--load_model", "no model file at 'nowhere.pt'", "--save_model writes"]),
 ])
 def test_bad_input(argv, says, refused):
-    refused(*argv.split(), says=says)
+    refused(argv.split(), says)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -319,7 +296,7 @@ def test_bad_input(argv, says, refused):
 def test_memory_flags_without_a_memory(policy, words, refused):
     name = words.split()[0]
     for extra in [], ["--no-recurrent_actor"], ["--recurrent", "--no-recurrent_actor", "--no-recurrent_critic"]:
-        refused("--policy", policy, *extra, *words.split(), says=[f"{name} needs a memory", "--recurrent"])
+        refused(["--policy", policy, *extra, *words.split()], [f"{name} needs a memory", "--recurrent"])
 
 
 def test_every_memory_flag_is_held_by_the_test_above():
@@ -330,16 +307,16 @@ def test_every_memory_flag_is_held_by_the_test_above():
 
 def test_cuda_without_a_device(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused("--device", "cuda", says=["--device cuda", "no CUDA device is available", "--device cpu"])
+    refused(["--device", "cuda"], ["--device cuda", "no CUDA device is available", "--device cpu"])
 
 
 def test_one_of_several_devices(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [parse(["--device", device])[0].device for device in ("cuda", "cuda:0", "cuda:1")] == ["cuda", "cuda:0", "cuda:1"]
-    refused("--device", "cuda:2", says=["--device cuda:2", "the last CUDA device of this machine is cuda:1"])
+    refused(["--device", "cuda:2"], ["--device cuda:2", "the last CUDA device of this machine is cuda:1"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused("--device", "cuda:0", says=["--device cuda:0", "no CUDA device is available"])
+    refused(["--device", "cuda:0"], ["--device cuda:0", "no CUDA device is available"])
 
 
 def test_other_programs_names_of_flags_are_no_flags_here():
@@ -355,9 +332,9 @@ def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
         raise error
     with monkeypatch.context() as patch:
         patch.setattr(Buffer, "__init__", no_memory)
-        refused(*tiny("TD3"), says=["buffer", "does not fit in memory", "smaller --memory_size"])
+        refused(tiny("TD3"), ["buffer", "does not fit in memory", "smaller --memory_size"])
     monkeypatch.setattr(importlib.import_module("TD3"), "Actor", no_memory)
-    refused(*tiny("TD3"), says=["networks do not fit in memory", "smaller --hidden_size"])
+    refused(tiny("TD3"), ["networks do not fit in memory", "smaller --hidden_size"])
 
 
 @pytest.mark.parametrize("words", ["--rollout_steps 32", "--recurrent --rollout_steps 32", "--recurrent --seq_len full",
@@ -416,7 +393,7 @@ def test_a_model_from_a_gpu_is_tested_without_one(trained, refused, tmp_path, mo
     model["config"] |= dict(device="cuda", buffer_on_device=True)
     torch.save(model, tmp_path / "model.pt")
     test = ["--test", "--load_model", str(tmp_path / "model.pt"), "--eval_episodes", "1"]
-    refused(*test, says=["--device cuda", "use --device cpu"])
+    refused(test, ["--device cuda", "use --device cpu"])
     main.main([*test, "--device", "cpu"])
     assert "return" in capsys.readouterr().out
 
@@ -440,9 +417,9 @@ def test_model_files_that_are_none(test, trained, refused, tmp_path):
     (tmp_path / "folder").mkdir()
     for name in [*things, *files, "folder", "missing"]:
         if name != "pickle":
-            error = refused(*test, "--load_model", str(tmp_path / name), says=["--load_model", f"/{name}'", "--save_model"])
+            error = refused([*test, "--load_model", str(tmp_path / name)], ["--load_model", f"/{name}'", "--save_model"])
             assert ("no model file" in error) == (name in ("folder", "missing"))
-    refused(*test, "--load_model", str(tmp_path / "pickle"), "--env", "Pendulum-v1")
+    refused([*test, "--load_model", str(tmp_path / "pickle"), "--env", "Pendulum-v1"])
     assert not (tmp_path / "executed").exists()
 
     pickle.loads(files["malicious"])                                   # the trap is a real one
@@ -459,7 +436,7 @@ def test_model_files_that_are_none(test, trained, refused, tmp_path):
 ])
 def test_model_files_with_wrong_contents(change, says, trained, refused, tmp_path):
     torch.save({**torch.load(trained + ".best.pt", weights_only=True), **change}, tmp_path / "model.pt")
-    refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
+    refused(["--test", "--load_model", str(tmp_path / "model.pt")], says)
 
 
 @pytest.mark.parametrize("name,value,says", [
@@ -471,7 +448,7 @@ def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_p
     checkpoint = torch.load(trained + ".best.pt", weights_only=True)
     checkpoint["config"][name] = value
     torch.save(checkpoint, tmp_path / "model.pt")
-    refused("--test", "--load_model", str(tmp_path / "model.pt"), says=says)
+    refused(["--test", "--load_model", str(tmp_path / "model.pt")], says)
 
 
 @pytest.mark.parametrize("name,value", [
@@ -484,9 +461,9 @@ def test_a_model_that_asks_for_more_than_it_holds(name, value, trained, refused,
     for core in ("lstm", "gru", "mingru"):
         model["config"] |= {name: value, "core": core}
         torch.save(model, tmp_path / "model.pt")
-        refused("--test", "--load_model", str(tmp_path / "model.pt"), says=["--load_model", str(value)])
+        refused(["--test", "--load_model", str(tmp_path / "model.pt")], ["--load_model", str(value)])
     if name != "eval_episodes":
-        refused(*tiny("TD3"), *RECURRENT, "--load_model", trained + ".best.pt", f"--{name}={value}", says=[str(value)])
+        refused([*tiny("TD3"), *RECURRENT, "--load_model", trained + ".best.pt", f"--{name}={value}"], [str(value)])
 
 
 def test_a_bcq_model_that_asks_for_more_than_it_holds(refused, tmp_path):
@@ -494,7 +471,7 @@ def test_a_bcq_model_that_asks_for_more_than_it_holds(refused, tmp_path):
     model = torch.load(path, weights_only=True)
     model["config"]["act_candidates"] = 10 ** 9
     torch.save(model, path)
-    refused("--test", "--load_model", path, says=["--act_candidates 1000000000"])
+    refused(["--test", "--load_model", path], ["--act_candidates 1000000000"])
 
 
 @pytest.fixture
@@ -520,7 +497,7 @@ def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path
     else:
         pytest.importorskip("safetensors")
         export.save(path, model, parse([])[0], [0], [1], dict(versions={}, commit=""))
-    error = refused("--test", "--load_model", path, says=["the module", "trap", f"add --env {env}"])
+    error = refused(["--test", "--load_model", path], ["the module", "trap", f"add --env {env}"])
     assert "--load_model" in error and not trap()
     main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "Pendulum-v1"])
     assert not trap()
@@ -532,14 +509,14 @@ def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path
                                   "--env InvertedPendulumBulletEnv-v0", "--observe positions"])
 def test_model_of_another_architecture(argv, trained, refused):
     model = ["--load_model", trained + ".best.pt"]
-    refused("--test", *model, *argv.split(), says=["another architecture", "flags it was trained with"])
-    refused(*model, *argv.split(), says=["another architecture"])
+    refused(["--test", *model, *argv.split()], ["another architecture", "flags it was trained with"])
+    refused([*model, *argv.split()], ["another architecture"])
 
 
 @pytest.mark.parametrize("policy", ["DDPG", "PPO"])
 def test_model_of_another_policy(policy, trained, refused):
-    refused("--test", "--load_model", trained + ".best.pt", "--policy", policy, says=[f"--policy {policy}", "is a model of TD3"])
-    refused(*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt", says=["is a model of TD3; leave --policy out"])
+    refused(["--test", "--load_model", trained + ".best.pt", "--policy", policy], [f"--policy {policy}", "is a model of TD3"])
+    refused([*tiny(policy), *RECURRENT, "--load_model", trained + ".best.pt"], ["is a model of TD3; leave --policy out"])
 
 
 @pytest.mark.parametrize("argv,says", [
@@ -549,7 +526,7 @@ def test_model_of_another_policy(policy, trained, refused):
 def test_a_memory_that_contradicts_the_weights(argv, says, trained, refused):
     """One line names the flag, whether the model is tested or trained on."""
     for test in [], ["--test"]:
-        refused(*test, "--load_model", trained + ".best.pt", *argv.split(), says=says)
+        refused([*test, "--load_model", trained + ".best.pt", *argv.split()], says)
 
 
 def test_training_on_from_a_model_takes_its_flags(trained, tmp_path, capsys):
@@ -571,7 +548,7 @@ def test_training_on_from_a_model_takes_its_flags(trained, tmp_path, capsys):
 def test_results_folder_that_cannot_be_written(below, refused, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    refused(*tiny("TD3"), "--results_dir", f"{file}{below}", says=[f"--results_dir {file}{below} cannot be written"])
+    refused([*tiny("TD3"), "--results_dir", f"{file}{below}"], [f"--results_dir {file}{below} cannot be written"])
     assert file.read_text() == "mine"
 
 
@@ -581,14 +558,14 @@ def test_existing_results_are_kept_unless_told_otherwise(refused, tmp_path):
     with open(path + ".csv", "a") as file:
         file.write("mine\n")
     contents = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
-    refused(*tiny("PPO"), says=[f"{path}.csv exists", "--overwrite", "--results_dir", "--seed"])
+    refused(tiny("PPO"), [f"{path}.csv exists", "--overwrite", "--results_dir", "--seed"])
     assert contents == {name: (folder / name).read_bytes() for name in os.listdir(folder)}
 
     for end in (".csv", ".json"):
         os.remove(path + end)
     for end in (".json", ".last.pt", ".best.pt"):                      # any part of an earlier run counts
         open(path + end, "w").close()
-        refused(*tiny("PPO"), says=[f"{path}{end} exists"])
+        refused(tiny("PPO"), [f"{path}{end} exists"])
         os.remove(path + end)
 
     run(folder, tiny("PPO"))
@@ -657,7 +634,7 @@ def test_a_model_with_weights_that_are_not_finite_is_refused(number, trained, re
     next(iter(model["agent"]["critic"].values())).view(-1)[3] = number
     torch.save(model, tmp_path / "model.pt")
     for argv in (["--test"], [*tiny("TD3"), *RECURRENT]):
-        refused(*argv, "--load_model", str(tmp_path / "model.pt"), says=["--load_model", "numbers that are not finite"])
+        refused([*argv, "--load_model", str(tmp_path / "model.pt")], ["--load_model", "numbers that are not finite"])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -698,7 +675,7 @@ def test_an_environment_that_fails_in_a_test(tmp_path, refused, capsys, monkeypa
     assert stop.value.code == 1
     assert capsys.readouterr().err == "error: TestOdd-v0: its reward is inf, not a finite number, at step 4 of an episode\n"
     test_envs.register_odd(monkeypatch, at=1, other=dict(reward=math.inf))
-    refused("--test", "--load_model", path + ".last.pt", says=["TestOdd-v0: its reward is inf", "at step 1 of an episode"])
+    refused(["--test", "--load_model", path + ".last.pt"], ["TestOdd-v0: its reward is inf", "at step 1 of an episode"])
 
 
 def test_an_agent_that_has_diverged_is_not_the_environments_fault(tmp_path, capsys, monkeypatch):
@@ -748,12 +725,12 @@ def test_without_pybullet(tmp_path, refused, monkeypatch):
     monkeypatch.setattr(output.importlib.metadata, "version", installed)
     for module in ("pybullet_envs_gymnasium", "pybullet"):             # without the first alone, and without both
         monkeypatch.setitem(sys.modules, module, None)
-        refused(*tiny("TD3", "HopperBulletEnv-v0"), says=["HopperBulletEnv-v0 cannot be made: it is not installed; pip install "
+        refused(tiny("TD3", "HopperBulletEnv-v0"), ["HopperBulletEnv-v0 cannot be made: it is not installed; pip install "
                                                           "pybullet pybullet-envs-gymnasium"])
     path = run(tmp_path / "runs", [*tiny("TD3", "Cue10-v0"), "--max_timesteps", "20"])
     versions = json.load(open(path + ".json"))["versions"]
     assert {"torch", "numpy", "gymnasium", "python", "machine"} <= set(versions) and not any("pybullet" in k for k in versions)
-    refused(*tiny("TD3", "Cue11-v0"), says=["unknown environment 'Cue11-v0'; did you mean Cue10-v0"])
+    refused(tiny("TD3", "Cue11-v0"), ["unknown environment 'Cue11-v0'; did you mean Cue10-v0"])
 
 
 # ---------------------------------------------------------------------- whole runs

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import test_envs  # noqa: F401  (registers toy environments)
-from test_main import RECURRENT, data_sets, evaluations, refused, tiny  # noqa: F401
+from test_main import RECURRENT, data_sets, evaluations, tiny  # noqa: F401
 
 import main
 from policy import load
@@ -145,13 +145,13 @@ def test_resets_that_say_nothing(models):
             policy.reset(which)
 
 
-def test_models_that_cannot_be_loaded(tmp_path, models, refused, capsys):  # noqa: F811
+def test_models_that_cannot_be_loaded(tmp_path, models, refused, capsys):
     """The command line's own line, and nothing printed."""
     (tmp_path / "damaged.pt").write_bytes(open(models["TD3"], "rb").read()[:-100])
     for path, argv in ((tmp_path / "none.pt", {}), (tmp_path / "damaged.pt", {}), (tmp_path, {}),
                        (models["TD3"], dict(env="CartPole-v1")), (models["TD3"], dict(env="Pendulun-v1")),
                        (models["TD3"], dict(device="tpu"))):
-        line = refused("--test", "--load_model", str(path), *(f"--{name}={value}" for name, value in argv.items()))
+        line = refused(["--test", "--load_model", str(path), *(f"--{name}={value}" for name, value in argv.items())])
         with pytest.raises(ValueError) as error:
             load(path, **argv)
         assert f"error: {error.value}\n" == line and capsys.readouterr() == ("", "")
@@ -183,9 +183,9 @@ def test_what_a_training_returns(tmp_path, capsys):
 
 @pytest.mark.parametrize("argv", ["--policy TD4", "--lr x", "--seeed 1", "--env Pendulun-v1", "--policy PPO --memory_size 5",
                                   "--test", "--policy R2D1 --env Pendulum-v1"])
-def test_bad_input_is_a_value_error(argv, refused, capsys):  # noqa: F811
+def test_bad_input_is_a_value_error(argv, refused, capsys):
     """With the command line's own line."""
-    line = refused(*argv.split())
+    line = refused(argv.split())
     with pytest.raises(ValueError) as error:
         main.run(argv.split())
     assert f"error: {error.value}\n" == line and capsys.readouterr().err == ""
