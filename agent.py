@@ -156,9 +156,14 @@ class Agent:
     # ------------------------------------------------------------------ memory
 
     @property
+    def remembering(self):
+        """The networks whose memories, side by side, are `hidden`."""
+        return [self.actor, self.critic] if self.critic_remembers else [self.actor]
+
+    @property
     def hidden_dim(self):
         """Width of the memory while acting."""
-        return self.actor.core.hidden_dim + self.critic_remembers * self.critic.core.hidden_dim
+        return sum(network.core.hidden_dim for network in self.remembering)
 
     @property
     def stored_hidden_dim(self):
@@ -211,8 +216,7 @@ class Agent:
         """
         if not self.cfg.hidden_refresh:
             return
-        networks = [self.actor, self.critic] if self.critic_remembers else [self.actor]
-        states = [network.core.states(batch.history, self.start_hidden(batch, network)) for network in networks]
+        states = [network.core.states(batch.history, self.start_hidden(batch, network)) for network in self.remembering]
         buffer.write_hidden(batch, torch.cat(states, -1))                       # (B, L + 1, hidden_dim)
 
     # ------------------------------------------------------------------ the pace of learning

@@ -11,10 +11,9 @@ import json
 import os
 
 import numpy as np
-import pandas as pd
 import torch
 
-from support.system import fail, regular, write_file
+from support.system import fail, write_file
 
 SAMPLES = 50                                                           # steps of an episode at which --lookback measures
 
@@ -66,8 +65,7 @@ def remember(agent, past, count, hidden=None):
     """
     hidden = np.zeros((len(past), agent.hidden_dim), np.float32) if hidden is None else hidden
     past, count, hidden = (torch.as_tensor(x, device=agent.device) for x in (past, count, hidden))
-    networks = [agent.actor, agent.critic] if agent.critic_remembers else [agent.actor]
-    return torch.cat([network.core.burn_in(past, count, part) for network, part in zip(networks, agent.split(hidden))],
+    return torch.cat([network.core.burn_in(past, count, part) for network, part in zip(agent.remembering, agent.split(hidden))],
                      -1).cpu().numpy()
 
 
@@ -110,12 +108,13 @@ def lookback(agent, play, lags, samples, rng):
         if T <= lags or len(lengths) < 2:
             continue
         steps = lags + rng.permutation(T - lags)[:samples]
+        others = [i for i in range(len(lengths)) if i != episode]
         moved = []
         for t in steps:
             past = np.zeros((lags, lags, rows[0].shape[1]), np.float32)         # a history for each lag
             start = np.zeros((lags, agent.hidden_dim), np.float32)
             for k in range(1, lags + 1):
-                other = rng.choice([i for i in range(len(lengths)) if i != episode])
+                other = rng.choice(others)
                 past[k - 1, :k] = rows[episode][t - k:t]
                 past[k - 1, 0] = rows[other][min(t - k, lengths[other] - 1)]
                 start[k - 1] = hidden[episode][t - k]
@@ -164,13 +163,3 @@ def write(run, kind, head, rows, about):
     except OSError as error:
         fail(f"--{kind}: {path} cannot be written ({error.strerror})")
     print(f"{path} written")
-
-
-def read(path):
-    """Read a file of `write`: its dictionary, and a pandas table. Raises ValueError, with one line, if it is damaged."""
-    try:
-        with open(regular(path), encoding="utf-8") as file:
-            about = json.loads(file.readline()[2:])
-        return about, pd.read_csv(path, comment="#")
-    except Exception as error:                                         # a damaged file may raise anything
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None

@@ -1,15 +1,16 @@
 """Figures of what saved policies do with their memory: the files of --memory_steps and --lookback (support/lookback.py)."""
 import glob
+import json
 import textwrap
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from support import drawing
-from support.lookback import read
 from support.statistics import INTERVAL, interval
-from support.system import fail
+from support.system import fail, regular
 from support.tasks import task
 
 FIGURES = {                                                            # kind: title, axes, explanation
@@ -21,6 +22,17 @@ FIGURES = {                                                            # kind: t
         "How many steps of its memory does a policy need?", "steps that the memory is made of", "return",
         "At every step the memory is unrolled from zero over the last steps alone. The line is the mean over episodes, the band "
         "its ")}
+
+
+def read(path):
+    """Read a file of lookback.write: its dictionary, and a pandas table. Raises ValueError, with one line, if it is damaged."""
+    try:
+        with open(regular(path), encoding="utf-8") as file:
+            about = json.loads(file.readline()[2:])
+        return about, pd.read_csv(path, comment="#")
+    except Exception as error:                                         # a damaged file may raise anything
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None
+
 
 
 def draw(folder):
