@@ -77,7 +77,7 @@ class RunFlags:
                                    "--max_timesteps: make a run longer")
     save_model: bool = handling(False, "save the last and the best model beside the results")
     load_model: str = flag("", "model file, or folder of --export, to train on from, or to test; it brings its flags")
-    test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, no results are written")
+    test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, and nothing written unasked")
     explore: bool = handling(False, "with --test: act with exploration, as in training")
     video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
     export: str = handling("", "with --test: write the policy and its returns as a folder for a model hub")
@@ -412,6 +412,12 @@ def run_name(run, cfg, algorithm):
     if len(name.encode()) > 200:                                       # a file's name has at most 255 bytes
         name = f"{name.encode()[:190].decode(errors='ignore')}~{zlib.crc32(name.encode()):08x}"
     return f"{name}_seed={run.seed}"
+
+
+def env_options(run):
+    """What a run's environments are made with, see envs.make_env."""
+    names = ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps", "env_kwargs")
+    return {name: getattr(run, name) for name in names}
 
 
 def check_actions(run, cfg, discrete):

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from envs import Faulty, env_spec, make_env, make_vector_env
-from flags import HANDLING, check_actions, check_saved, parse, run_name
+from flags import HANDLING, check_actions, check_saved, env_options, parse, run_name
 from support import data, lookback, video
 from support import models as export
 from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
@@ -391,12 +391,6 @@ def has_diverged(step, numbers, path, run):
         saved = f"the last good model is {path}.last.pt, of step {load_checkpoint(path + '.last.pt')['step']:,}"
     return (f"{', '.join(f'{k} is {float(v)}' for k, v in numbers.items())} at step {step}; {saved}; all flags are in "
             f"{path}.json; a smaller --lr may help")
-
-
-def env_options(run):
-    """What a run's environments are made with, see make_env."""
-    names = ("observe", "flicker", "obs_noise", "sensor_dropout", "max_episode_steps", "env_kwargs")
-    return {name: getattr(run, name) for name in names}
 
 
 def make_agent(run, cfg, algorithm, spec, checkpoint):

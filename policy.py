@@ -22,8 +22,8 @@ import gymnasium as gym
 import numpy as np
 
 from envs import Checked, env_spec, make_env, objection
-from flags import check_actions, parse
-from main import env_options, history_row, make_agent
+from flags import check_actions, env_options, parse
+from main import history_row, make_agent
 from support.system import no_exit
 
 

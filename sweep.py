@@ -58,7 +58,7 @@ from dataclasses import asdict, dataclass
 
 from agent import MemoryFlags
 from envs import env_spec, make_env
-from flags import check_actions, check_saved, defaults_of, parse, run_name
+from flags import check_actions, check_saved, defaults_of, env_options, parse, run_name
 from support import checkpoint, tables
 from support.results import finished
 from support.system import Parser, fail, no_exit
@@ -228,8 +228,7 @@ def check(where, flags, seed, results_dir, imports=False):
         with no_exit():
             run, cfg, algorithm, _ = parse(words)
             if imports or ":" not in run.env:
-                seen = run.observe, run.flicker, run.obs_noise, run.sensor_dropout, run.env_kwargs
-                check_actions(run, cfg, spec_of(run.env, *seen).discrete)
+                check_actions(run, cfg, spec_of(run.env, **env_options(run)).discrete)
     except ValueError as error:
         fail(f"{where}: {error}; in {shlex.join(words)}")
     path = os.path.join(results_dir, run_name(run, cfg, algorithm))
@@ -237,11 +236,10 @@ def check(where, flags, seed, results_dir, imports=False):
 
 
 @functools.cache
-def spec_of(env_id, observe, flicker, obs_noise, sensor_dropout, env_kwargs):
+def spec_of(env_id, **options):
     """EnvSpec of an environment. Exits with 2 and one line if it cannot be made."""
     try:
-        return env_spec(make_env(env_id, observe=observe, flicker=flicker, obs_noise=obs_noise, sensor_dropout=sensor_dropout,
-                                 env_kwargs=env_kwargs))
+        return env_spec(make_env(env_id, **options))
     except ValueError as error:
         fail(str(error))
 
