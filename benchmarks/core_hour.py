@@ -12,6 +12,7 @@ import argparse
 import csv
 import os
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -62,8 +63,9 @@ def ours(policy, seed, others):
         curve.resume()
         return returns, lengths
     main.evaluate = stop_the_clock
-    main.run(f"--policy {policy} --env {ENV} --observe {OBSERVE} --recurrent --seed {seed} --max_timesteps {STEPS[policy]} "
-             f"--eval_freq 10000 --checkpoint_freq 0 --overwrite --results_dir {HERE}/core_hour/runs".split() + others)
+    with tempfile.TemporaryDirectory() as folder:
+        main.run(f"--policy {policy} --env {ENV} --observe {OBSERVE} --recurrent --seed {seed} --max_timesteps {STEPS[policy]} "
+                 f"--eval_freq 10000 --checkpoint_freq 0 --results_dir {folder}".split() + others)
 
 
 def theirs(name, seed):
