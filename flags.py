@@ -77,7 +77,7 @@ class RunFlags:
                                    "--max_timesteps: make a run longer")
     save_model: bool = handling(False, "save the last and the best model beside the results")
     load_model: str = flag("", "model file, or folder of --export, to train on from, or to test; it brings its flags")
-    test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, and nothing written unasked")
+    test: bool = handling(False, "run the model of --load_model and print its return; nothing is trained, or written unasked")
     explore: bool = handling(False, "with --test: act with exploration, as in training")
     video: str = handling("", "with --test: write a video of the first episode, FILE.mp4 or FILE.gif")
     export: str = handling("", "with --test: write the policy and its returns as a folder for a model hub")

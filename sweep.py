@@ -146,7 +146,7 @@ def read_study(path, results_dir, imports=False):
         for name, values in table.items():
             if values == []:
                 fail(f"{path}, {label}: {name} = [] has no value, so no run; give it one, or take it out")
-        own = arm.get("seeds", case.get("seeds", seeds))
+        own = tables.seeds_of(arm, case, seeds)
         if not isinstance(own, list) or not own:
             fail(f"{path}, {label}: there are no seeds; add a list of them, such as seeds = [0, 1, 2], or take the entry out")
         if case and count(table) != 1:

@@ -40,7 +40,8 @@ def read(path, folder):
         for question in toml.get("answers", {}):
             assert question in asked, f"'{question}' in [answers] must be the question of some [[runs]]"
         for name, case in cases.items():
-            case["planned"] = len(toml["seeds"]) * sum(arm not in case.get("without", []) for arm in arms)
+            case["planned"] = sum(len(tables.seeds_of(arm, case, toml["seeds"]))
+                                  for arm in arms.values() if arm["name"] not in case.get("without", []))
             where = os.path.join(folder, tables.name(name))
             if os.path.exists(where + ".runs.csv"):
                 runs.append(scores(where).assign(case=name))

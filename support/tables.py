@@ -28,6 +28,11 @@ def name(case):
     return re.sub(r"\W+", "_", case)
 
 
+def seeds_of(arm, case, seeds):
+    """The seeds of an arm in a case, two tables of a study: the arm's own, or else the case's, or else the study's `seeds`."""
+    return arm.get("seeds", case.get("seeds", seeds))
+
+
 def read_text(path):
     """A table whose cells are all text; empty if there is none. Raises ValueError, with one line, if it is damaged."""
     if not os.path.lexists(path):

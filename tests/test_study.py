@@ -277,3 +277,13 @@ def test_what_cannot_be_drawn_is_said_in_one_line(made, spoil, says, capsys):
         draw(made)
     out, error = capsys.readouterr()
     assert stop.value.code == 2 and out == "" and re.fullmatch(r"error: [^\n]+\n", error) and says in error
+
+
+def test_planned_runs_are_those_that_the_sweep_would_make(made):
+    """Arms and cases may have seeds of their own."""
+    text = STUDY.replace('env = "Cue10-v0"', 'env = "Cue10-v0"\nseeds = [100, 101]').replace(
+        "recurrent = false", "recurrent = false\nseeds = [100, 101, 102]")
+    (made / "study.toml").write_text(text)
+    read, runs = study.read(made / "study.toml", made / "results"), sweep.read_study(made / "study.toml", str(made / "new"))
+    planned = [case["planned"] for case in read.cases.values()]
+    assert planned == [sum(run.case == case for run in runs) for case in read.cases] == [2 + 3 + 2 + 2, 6 + 3 + 6]
