@@ -181,7 +181,7 @@ def test_older_folders_still_load(copy, tested):
     expected = tested(str(copy))
     sign(copy)
     assert tested(str(copy)) == expected
-    folders = glob.glob(os.path.join(os.path.dirname(os.path.abspath(main.__file__)), "results", "policies", "*"))
+    folders = glob.glob(os.path.join(os.path.dirname(os.path.abspath(main.__file__)), "results", "policies", "*", ""))
     assert len(folders) >= 3 and all(export.load_model(folder)["step"] > 0 for folder in folders)
 
 
