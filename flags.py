@@ -22,7 +22,7 @@ import torch
 
 from agent import MemoryFlags, flag
 from cores import make_core
-from support import models as export
+from support import models
 from support.system import Parser, fail, optional
 
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
@@ -242,18 +242,18 @@ def parse(argv):
     first.add_argument("--load_model", default="")
     first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)
-    checkpoint, saved = None, {}
+    model, saved = None, {}
     if early.test and not early.load_model:
         fail("--test needs --load_model FILE, a model written by --save_model")
     if early.load_model:
         try:
-            checkpoint = export.load_model(early.load_model)
+            model = models.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
-        saved = checkpoint["config"]                                   # the model's flags, unless others are given
+        saved = model["config"]                                        # the model's flags, unless others are given
         if early.policy not in (None, saved.get("policy")):
             fail(f"--policy {early.policy}: '{early.load_model}' is a model of {saved.get('policy')}; leave --policy out")
-    algorithm = load_policy(str(saved.get("policy")) if checkpoint else early.policy or RunFlags.policy)
+    algorithm = load_policy(str(saved.get("policy")) if model else early.policy or RunFlags.policy)
 
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
@@ -297,11 +297,11 @@ def parse(argv):
         if config[name] != saved.get(name, config[name]):
             fail(f"{as_word(name, config[name])}: '{early.load_model}' holds another architecture, of "
                  f"{as_word(name, saved[name])}; leave it out, the flags it was trained with come with it")
-    if checkpoint:
+    if model:
         check_size(config, given, early.load_model)
     run = RunFlags(**{f.name: config[f.name] for f in fields(RunFlags)})
     cfg = algorithm.HyperParameters(**{f.name: config[f.name] for f in fields(algorithm.HyperParameters)})
-    return run, cfg, algorithm, checkpoint
+    return run, cfg, algorithm, model
 
 
 def check_size(config, given, path):
@@ -320,7 +320,7 @@ def check_size(config, given, path):
     # The least that one network has. A layer takes at least two entries in the file's table of contents
     head = size * (config["core_size"] if recurrent else 1) + size * size * (layers - 1) if layers else 0
     least = 4 * (core + head + config.get("act_candidates", 0)) + 100 * layers
-    actual = os.path.getsize(os.path.join(path, export.WEIGHTS) if os.path.isdir(path) else path)
+    actual = os.path.getsize(os.path.join(path, models.WEIGHTS) if os.path.isdir(path) else path)
     if least > actual:
         sizes = [name for name in ("hidden_layers", "hidden_size", "core_size", "act_candidates") if name in config]
         fail(f"--load_model: '{path}' has {actual:,} bytes, and {', '.join(f'--{name} {config[name]}' for name in sizes)} would "

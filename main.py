@@ -35,11 +35,10 @@ import torch
 
 from envs import Faulty, env_spec, make_env, make_vector_env
 from flags import HANDLING, check_actions, check_saved, env_options, parse, run_name
-from support import data, lookback, video
-from support import models as export
+from support import data, lookback, models, video
 from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
 from support.logger import Logger
-from support.models import Models, largest, load_checkpoint
+from support.models import Models, largest, read_model_file
 from support.progress import Progress
 from support.results import Results, commit, finished, mean_returns, processor, read_info, versions
 from support.staleness import Staleness
@@ -94,8 +93,8 @@ def seed_everything(run):
     torch.set_flush_denormal(True)                                     # denormal numbers slow an LSTM down: they become 0
 
 
-def test(run, agent, env, spec, checkpoint):
-    """Evaluate a saved policy, and write what is asked for. Returns Tested. checkpoint: the model that it was loaded from"""
+def test(run, agent, env, spec, model):
+    """Evaluate a saved policy, and write what is asked for. Returns Tested. model: the dictionary that it was loaded from"""
     returns, lengths = evaluate(agent, env, spec, run.eval_episodes, run.seed + 10_000, run.explore)
     print(f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over {run.eval_episodes} episodes "
           f"(mean length {np.mean(lengths):.0f})")
@@ -107,7 +106,7 @@ def test(run, agent, env, spec, checkpoint):
         print(f"{run.video} written: the first episode, return {returns[0]:.1f}, {lengths[0]} steps")
     if run.export:
         try:
-            export.save(run.export, checkpoint, run, returns, lengths, dict(versions=versions(), commit=commit()))
+            models.save(run.export, model, run, returns, lengths, dict(versions=versions(), commit=commit()))
         except OSError as error:
             fail(f"--export: '{run.export}' could not be written: {error.strerror}")
         print(f"{run.export} written")
@@ -115,7 +114,7 @@ def test(run, agent, env, spec, checkpoint):
         play = functools.partial(evaluate, env=env, spec=spec, episodes=run.eval_episodes, seed=run.seed + 10_000)
         lookback.probe(run, agent, play, dict(policy=f"{run.policy} on {run.env}, {run.observe}", seed=run.seed, commit=commit(),
                                               versions=versions(), processor=processor(),
-                                              config={k: v for k, v in checkpoint["config"].items() if k not in HANDLING}))
+                                              config={k: v for k, v in model["config"].items() if k not in HANDLING}))
     return Tested(returns, lengths)
 
 
@@ -388,30 +387,30 @@ def has_diverged(step, numbers, path, run):
     """A line that says so, and what is left of the run. numbers: {name: what is not finite}"""
     saved = "no model was saved" if run.save_model else "no model was saved (--save_model would have)"
     with contextlib.suppress(ValueError):                              # there is no such file
-        saved = f"the last good model is {path}.last.pt, of step {load_checkpoint(path + '.last.pt')['step']:,}"
+        saved = f"the last good model is {path}.last.pt, of step {read_model_file(path + '.last.pt')['step']:,}"
     return (f"{', '.join(f'{k} is {float(v)}' for k, v in numbers.items())} at step {step}; {saved}; all flags are in "
             f"{path}.json; a smaller --lr may help")
 
 
-def make_agent(run, cfg, algorithm, spec, checkpoint):
-    """An agent with new weights or, if `checkpoint` is given, with this model's. Exits with 2 if it cannot be made."""
+def make_agent(run, cfg, algorithm, spec, model):
+    """An agent with new weights or, if `model` is given, with this model's. Exits with 2 if it cannot be made."""
     try:
         agent = algorithm(spec, cfg, run.seed, run.device)
     except (RuntimeError, MemoryError):
         fail("the networks do not fit in memory; choose a smaller --hidden_size, --hidden_layers or --core_size")
-    if checkpoint:
+    if model:
         try:
-            agent.load_state_dict(checkpoint["agent"])
+            agent.load_state_dict(model["agent"])
             if not math.isfinite(largest(agent.state_dict())):
                 fail(f"--load_model: '{run.load_model}' holds numbers that are not finite; give another model")
             if run.explore:                                            # it explores as when saved, but is past the warm-up
-                agent.steps = max(int(checkpoint["step"]), getattr(cfg, "start_timesteps", 0))
+                agent.steps = max(int(model["step"]), getattr(cfg, "start_timesteps", 0))
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
             fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
     return agent
 
 
-def carry_out(argv, run, cfg, algorithm, checkpoint):
+def carry_out(argv, run, cfg, algorithm, model):
     """Do what a command line asks for. Returns Trained or Tested. The arguments after `argv` are what parse(argv) returned."""
     seed_everything(run)
     options = env_options(run)
@@ -423,7 +422,7 @@ def carry_out(argv, run, cfg, algorithm, checkpoint):
         if run.video:
             video.check_free(run.video, run.overwrite)
         if run.export:
-            export.check_free(run.export, run.overwrite)
+            models.check_free(run.export, run.overwrite)
         eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **options)
         spec = env_spec(eval_env)
         check_actions(run, cfg, spec.discrete)
@@ -438,14 +437,14 @@ def carry_out(argv, run, cfg, algorithm, checkpoint):
     if eval_env.spec.max_episode_steps is None:
         print(f"note: {run.env} has no time limit, and an episode that does not end by itself goes on for ever; "
               "--max_episode_steps N truncates it", flush=True)
-    if checkpoint and not run.test:
-        print(f"{run.load_model}, of step {checkpoint['step']:,}: training goes on from its weights, with its flags where none "
+    if model and not run.test:
+        print(f"{run.load_model}, of step {model['step']:,}: training goes on from its weights, with its flags where none "
               "are given\noptimizers, buffer, count of steps and exploration start anew; --resume goes on with those", flush=True)
-    agent = make_agent(run, cfg, algorithm, spec, checkpoint)
+    agent = make_agent(run, cfg, algorithm, spec, model)
     console.something_to_keep()
     try:
         if run.test:
-            return test(run, agent, eval_env, spec, checkpoint)
+            return test(run, agent, eval_env, spec, model)
         return train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes)
     finally:                                                           # so that an interrupted run's recording is saved, too
         if run.record:

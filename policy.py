@@ -39,11 +39,11 @@ def load(path, env=None, device="cpu"):
     """
     argv = ["--test", f"--load_model={os.fspath(path)}", f"--device={device}", "--eval_episodes=1"]
     with no_exit():
-        run, cfg, algorithm, checkpoint = parse(argv + ([f"--env={env}"] if env else []))
+        run, cfg, algorithm, model = parse(argv + ([f"--env={env}"] if env else []))
         made = make_env(run.env, **env_options(run))
         spec = env_spec(made)
         check_actions(run, cfg, spec.discrete)
-        return Policy(run, make_agent(run, cfg, algorithm, spec, checkpoint), made)
+        return Policy(run, make_agent(run, cfg, algorithm, spec, model), made)
 
 
 class Policy:

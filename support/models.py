@@ -37,7 +37,7 @@ def largest(state):
     return float(np.max([0.0, *numbers]))
 
 
-def load_checkpoint(path):
+def read_model_file(path):
     """Read a model file, which pack_model made, without executing code from it.
 
     It is a zip archive with a checksum of each part. Torch does not check these, but zipfile does. So zipfile reads the parts,
@@ -56,14 +56,14 @@ def load_checkpoint(path):
             for part in parts.infolist():
                 again.writestr(part.filename, parts.read(part))
         checked.seek(0)
-        checkpoint = torch.load(checked, map_location="cpu", weights_only=True)
+        model = torch.load(checked, map_location="cpu", weights_only=True)
     except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"'{path}' is damaged or not a model of this project ({type(error).__name__}); "
                          "give a file written by --save_model") from None
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("config"), dict) and type(checkpoint.get("step")) is int
-            and "agent" in checkpoint):
+    if not (isinstance(model, dict) and isinstance(model.get("config"), dict) and type(model.get("step")) is int
+            and "agent" in model):
         raise ValueError(f"'{path}' is not a model of this project; give a file written by --save_model")
-    return checkpoint
+    return model
 
 
 class Models(Listener):
@@ -129,25 +129,25 @@ def check_free(folder, overwrite):
         raise ValueError(f"--export: '{folder}' cannot be written; choose another name")
 
 
-def save(folder, checkpoint, run, returns, lengths, about):
+def save(folder, model, run, returns, lengths, about):
     """Write the three files, config.json last. Raises OSError.
 
     Args:
-        checkpoint: the model, as load_model returned it
+        model: the dictionary of load_model
         run: RunFlags of the test
         returns, lengths: those of the test's episodes
         about: versions and commit
     """
     from safetensors.torch import save as to_bytes
-    state = checkpoint["agent"]
+    state = model["agent"]
     tensors = {f"{network}.{name}": tensor.contiguous() for network, weights in state.items() if isinstance(weights, dict)
                for name, tensor in weights.items()}
     weights = to_bytes(tensors)
     test = {name: getattr(run, name) for name in ("env", "env_kwargs", "observe", *NOISE)} | dict(
         episodes=len(returns), return_mean=float(np.mean(returns)), return_std=float(np.std(returns)),
         episode_length=float(np.mean(lengths)))
-    config = dict(config={name: value for name, value in checkpoint["config"].items() if name not in PRIVATE},
-                  step=checkpoint["step"], agent={name: x for name, x in state.items() if not isinstance(x, dict)},
+    config = dict(config={name: value for name, value in model["config"].items() if name not in PRIVATE},
+                  step=model["step"], agent={name: x for name, x in state.items() if not isinstance(x, dict)},
                   test=test, **about)
     config["sha256"] = checksum(weights, config)
     os.makedirs(folder, exist_ok=True)
@@ -223,7 +223,7 @@ def load_model(path):
         ValueError: with one line that says what is wrong with it
     """
     if not os.path.isdir(path):
-        return load_checkpoint(path)
+        return read_model_file(path)
     if not os.path.isfile(os.path.join(path, CONFIG)):
         raise ValueError(f"no model file at '{path}', a folder without {CONFIG}; give a folder written by --export, or a file "
                          "by --save_model")

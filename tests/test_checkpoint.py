@@ -31,8 +31,7 @@ import main
 import TD3
 import utils
 from flags import run_name
-from support import checkpoint, system
-from support import models as export
+from support import checkpoint, models, system
 from support import results as output
 from support.checkpoint import Checkpoints, pack, random_state, state_of, unpack
 
@@ -481,9 +480,9 @@ def test_the_results_folder_is_deleted(more, step, tmp_path, whole):
 @pytest.fixture
 def scored(tmp_path, monkeypatch):
     """A run with models whose best evaluation is at step 40, and a disk that has no room for them at some evaluations."""
-    scores, now, write = {0: 5.0, 40: 9.0, 80: 7.0, 120: 2.0}, [], export.write_file
+    scores, now, write = {0: 5.0, 40: 9.0, 80: 7.0, 120: 2.0}, [], models.write_file
     monkeypatch.setattr(main, "evaluate", lambda agent, *_: now.append(agent.steps) or ([scores[agent.steps]], [1]))
-    monkeypatch.setattr(export, "write_file", lambda *args: full() if now[-1] in scored.full else write(*args))
+    monkeypatch.setattr(models, "write_file", lambda *args: full() if now[-1] in scored.full else write(*args))
     scored, scored.full = Run(f"{PLAIN} --save_model", tmp_path), ()
     return scored
 

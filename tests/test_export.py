@@ -13,7 +13,7 @@ from test_main import RECURRENT, RUNS, all_flags, data_sets, evaluations, name_o
 import main
 import plot
 from flags import run_name
-from support import models as export
+from support import models
 from support import results as output
 
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -72,7 +72,7 @@ def test_a_folder_is_the_file_to_the_bit(policy, env_id, tmp_path, tested):
     assert sorted(os.listdir(model)) == FILES
     assert tested(model) == (episodes, out)
 
-    one, other = torch.load(path, weights_only=True), export.load_model(model)
+    one, other = torch.load(path, weights_only=True), models.load_model(model)
     assert one["step"] == other["step"] and one["agent"].keys() == other["agent"].keys()
     assert {k: v for k, v in one["config"].items() if k not in PRIVATE} == other["config"]
     for name, weights in one["agent"].items():
@@ -154,14 +154,14 @@ def test_folders_with_wrong_contents(change, copy, refused):
 
 def test_a_bit_of_the_config(copy):
     """Anywhere in it: the folder is refused, or the bit is in white space and all is the same."""
-    path, expected, found = copy / "config.json", export.load_model(str(copy)), 0
+    path, expected, found = copy / "config.json", models.load_model(str(copy)), 0
     text = path.read_bytes()
     for at in range(len(text)):
         damaged = bytearray(text)
         damaged[at] ^= 1 << at % 7
         path.write_bytes(damaged)
         try:
-            model = export.load_model(str(copy))
+            model = models.load_model(str(copy))
             assert {**model, "agent": 0} == {**expected, "agent": 0}, (at, chr(damaged[at]))
         except ValueError as error:
             assert "is damaged" in str(error) or "is not a model" in str(error)
@@ -182,7 +182,7 @@ def test_older_folders_still_load(copy, tested):
     sign(copy)
     assert tested(str(copy)) == expected
     folders = glob.glob(os.path.join(os.path.dirname(os.path.abspath(main.__file__)), "results", "policies", "*", ""))
-    assert len(folders) >= 3 and all(export.load_model(folder)["step"] > 0 for folder in folders)
+    assert len(folders) >= 3 and all(models.load_model(folder)["step"] > 0 for folder in folders)
 
 
 @pytest.mark.parametrize("change,says", [
@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
     def full(path, payload):
         if path.endswith("config.json"):
             raise OSError(28, "No space left on device")
-    monkeypatch.setattr(export, "write_file", full)
+    monkeypatch.setattr(models, "write_file", full)
     with pytest.raises(SystemExit) as stop:
         main.main(["--test", "--load_model", folder[1], "--export", str(tmp_path / "x")])
     out, err = capsys.readouterr()

@@ -29,7 +29,7 @@ from conftest import recorded
 import main
 from agent import MemoryFlags
 from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse, run_name
-from support import models as export
+from support import models
 from support import results as output
 from utils import Buffer
 
@@ -341,7 +341,7 @@ def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
                                    "--test --recurrent --seq_len 300", "--test --batch_size 9999"])
 def test_sizes_that_a_rollout_holds(words, monkeypatch):
     """As many steps as it has; and a test has no rollout."""
-    monkeypatch.setattr(export, "load_model", lambda path: dict(config={"policy": "PPO"}, step=1, agent={}))
+    monkeypatch.setattr(models, "load_model", lambda path: dict(config={"policy": "PPO"}, step=1, agent={}))
     monkeypatch.setattr("flags.check_size", lambda *_: None)
     parse([*(["--load_model", "x"] if "--test" in words else ["--policy", "PPO"]), *words.split()])
 
@@ -496,7 +496,7 @@ def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path
         torch.save(model, path)
     else:
         pytest.importorskip("safetensors")
-        export.save(path, model, parse([])[0], [0], [1], dict(versions={}, commit=""))
+        models.save(path, model, parse([])[0], [0], [1], dict(versions={}, commit=""))
     error = refused(["--test", "--load_model", path], ["the module", "trap", f"add --env {env}"])
     assert "--load_model" in error and not trap()
     main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "Pendulum-v1"])

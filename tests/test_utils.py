@@ -15,7 +15,7 @@ from scipy import stats
 import TD3
 from envs import EnvSpec
 from networks import MLP, adam, soft_update
-from support.models import load_checkpoint, pack_model
+from support.models import pack_model, read_model_file
 from support.system import fail
 from utils import Buffer, PrioritisedBuffer
 
@@ -482,9 +482,9 @@ def test_checkpoint_comes_back(tmp_path):
     agent = make_agent(TD3, **RECURRENT)
     (tmp_path / "run.pt").write_bytes(pack_model(agent, {"policy": "TD3"}, 17))
     other = make_agent(TD3, seed=1, **RECURRENT)
-    checkpoint = load_checkpoint(path)
-    other.load_state_dict(checkpoint["agent"])
-    assert checkpoint["config"] == {"policy": "TD3"} and checkpoint["step"] == 17
+    model = read_model_file(path)
+    other.load_state_dict(model["agent"])
+    assert model["config"] == {"policy": "TD3"} and model["step"] == 17
     for name in ("actor", "critic"):
         pairs = zip(getattr(agent, name).parameters(), getattr(other, name).parameters(), strict=True)
         assert all(torch.equal(p, q) for p, q in pairs)
@@ -501,7 +501,7 @@ def test_a_model_that_is_damaged_is_refused(tmp_path):
     """A single bit anywhere in the file: it is refused, or it is in one of the gaps, and what is read is the same."""
     whole = pack_model(make_agent(TD3, **RECURRENT), {"policy": "TD3"}, 17)
     (tmp_path / "whole.pt").write_bytes(whole)
-    expected = plain(load_checkpoint(str(tmp_path / "whole.pt")))
+    expected = plain(read_model_file(str(tmp_path / "whole.pt")))
     weight = whole.index(np.float32(next(make_agent(TD3, **RECURRENT).actor.parameters())[0, 0].item()).tobytes())
     entries = [match.start() for match in re.finditer(b"PK\x01\x02", whole)]       # zip's list of its parts
     bits = {(at, 1 << at % 8) for at in range(0, len(whole), 23)} | {(entry + 38, 16) for entry in entries}     # is a folder!
@@ -511,7 +511,7 @@ def test_a_model_that_is_damaged_is_refused(tmp_path):
         damaged[at] ^= bit
         (tmp_path / "damaged.pt").write_bytes(damaged)
         try:
-            assert plain(load_checkpoint(str(tmp_path / "damaged.pt"))) == expected, (at, bit)
+            assert plain(read_model_file(str(tmp_path / "damaged.pt"))) == expected, (at, bit)
             assert at // 4 != weight // 4
         except ValueError:
             refused += 1
@@ -525,7 +525,7 @@ def test_bad_checkpoints_are_one_line(tmp_path):
     torch.save({"weights": 1}, other)
     for path in (tmp_path / "missing.pt", damaged, other):
         with pytest.raises(ValueError) as error:
-            load_checkpoint(str(path))
+            read_model_file(str(path))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
