@@ -37,7 +37,7 @@ from agent import MemoryFlags
 from flags import HANDLING, NOT_LEARNING, POLICIES, RunFlags, check_saved, defaults_of, load_policy
 from support import drawing, lookback_figures, study, study_figures, tables
 from support.results import read_info
-from support.statistics import interval
+from support.statistics import LAST, interval
 from support.system import Parser, fail
 from support.tasks import TASKS
 
@@ -84,13 +84,13 @@ def read_run(path, own=False):
     return Run(path, own, config, table, info.get("finished") is True)
 
 
-def read_runs(places):
-    """All runs of `places`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
+def read_runs(sources):
+    """All runs of `sources`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
     with 2 if no run is left."""
     runs, problems = {}, []
-    for place, own in places.items():
-        folder = os.path.isdir(place) or place in (REFERENCE, OWN)
-        files = glob.glob(os.path.join(glob.escape(place), "*.[cj]s*")) if folder else [place]
+    for source, own in sources.items():
+        folder = os.path.isdir(source) or source in (REFERENCE, OWN)
+        files = glob.glob(os.path.join(glob.escape(source), "*.[cj]s*")) if folder else [source]
         for path in sorted({re.sub(r"\.(csv|json)$", "", file) for file in files
                             if not file.endswith((".staleness.csv", os.sep + "summary.csv"))}):
             try:
@@ -100,7 +100,7 @@ def read_runs(places):
             except ValueError as error:
                 problems.append(str(error))
     if not runs:
-        fail(f"no results in {' or '.join(places)}; {'; '.join(problems[:1]) or 'run main.py first, or give other PATHS'}"
+        fail(f"no results in {' or '.join(sources)}; {'; '.join(problems[:1]) or 'run main.py first, or give other PATHS'}"
              + (f"; {len(problems) - 1} more like it" if problems[1:] else ""))
     for problem in problems:
         print(f"warning: {problem}; left out", file=sys.stderr)
@@ -129,7 +129,7 @@ def choose(runs, wanted):
     return runs
 
 
-def place(config):
+def task_of(config):
     """The environment; what the agent sees, in words; a file's name made of both."""
     noise = [f"{k}={text(config[k])}" for k in NOISE if config.get(k)]
     return (config["env"], ", ".join([OBSERVE.get(config["observe"], f"entries {config['observe']}"), *noise]),
@@ -144,7 +144,7 @@ def make_lines(runs):
         memory = CORES.get(config["core"], config["core"]) + WHOSE[remembers] if any(remembers) else "none"
         default = defaults(config)                                     # flags in the order of --help
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
-        lines.append(drawing.Line(*place(config), config["policy"], memory, drawing.COLOURS.get(memory.split()[0], drawing.INK),
+        lines.append(drawing.Line(*task_of(config), config["policy"], memory, drawing.COLOURS.get(memory.split()[0], drawing.INK),
                                   config, flags, own, load_policy(config["policy"]).offline, its))
     # Tasks as in TASKS, partly observed ones first; no memory before LSTM, lines of few flags first, numbers before words
     lines.sort(key=lambda line: (
@@ -176,7 +176,7 @@ def summary(lines):
 
 def report(lines):
     """What the terminal shows: a row per line."""
-    said = f"mean: over seeds, of the last {drawing.LAST} evaluations; in brackets its\n{drawing.SPREAD}; *: unfinished"
+    said = f"mean: over seeds, of the last {LAST} evaluations; in brackets its\n{drawing.SPREAD}; *: unfinished"
     for (env, seen), mine in drawing.grouped(lines, lambda line: (line.env, line.seen)).items():
         said += f"\n\n{textwrap.shorten(f'{env}, {seen}', 46):46} seeds  steps      mean"
         for line in mine:
@@ -207,10 +207,10 @@ def main(argv=None):
         table, plots_dir = study.summarise(read), os.path.join("plots", name)
         drawn = study_figures.draw(read, table)
     else:
-        places = dict.fromkeys(args.paths, False) or {REFERENCE: False, **({HISTORY: False} if args.all else {}), OWN: True}
-        runs = choose(read_runs(places), wanted)
-        own = {place(run.config) for run in runs if run.own}
-        lines = make_lines([run for run in runs if not own or place(run.config) in own])
+        sources = dict.fromkeys(args.paths, False) or {REFERENCE: False, **({HISTORY: False} if args.all else {}), OWN: True}
+        runs = choose(read_runs(sources), wanted)
+        own = {task_of(run.config) for run in runs if run.own}
+        lines = make_lines([run for run in runs if not own or task_of(run.config) in own])
         plots_dir = os.path.join("plots", "own") if own or args.paths or args.all or wanted else "plots"
         looks = lookback_figures.draw(os.path.join("results", "policies")) if plots_dir == "plots" else {}
         table, drawn = summary(lines), {"overview": drawing.overview(lines), **looks}

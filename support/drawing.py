@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from support.statistics import FEW, INTERVAL, interval
+from support.statistics import FEW, INTERVAL, LAST, interval
 from support.tasks import PUBLISHED, SOURCES, task
 
-LAST = 5                                                               # evaluations at a run's end, whose mean is its number
 MOST = 4                                                               # lines in a panel
 INK, FAINT = "#1a1a1a", "#5f5f5f"
 COLOURS = {"none": "#6b6b6b", "LSTM": "#0072b2", "GRU": "#d55e00", "minGRU": "#009e73"}    # after Okabe and Ito
@@ -119,8 +118,8 @@ def dot_plot(title, text, panels, across=1):
                         ax.plot(mark, y, "D", mfc="white", mec=INK, mew=1.1, ms=5.5, zorder=4, clip_on=False)
                 y += 1 if row else 0.5
             ax.set_title(name, loc="left", weight="bold", size=10)
-            places, labels, colours = zip(*ticks)
-            ax.set(xlim=ends, ylim=(places[-1] + 0.7, -0.7), xlabel=unit, yticks=places, yticklabels=labels)
+            heights, labels, colours = zip(*ticks)
+            ax.set(xlim=ends, ylim=(heights[-1] + 0.7, -0.7), xlabel=unit, yticks=heights, yticklabels=labels)
             ax.grid(axis="y", visible=False)
             ax.tick_params(axis="y", length=0)
             for tick, colour in zip(ax.get_yticklabels(), colours):

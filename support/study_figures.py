@@ -46,13 +46,13 @@ def answers(study, table):
             "adds to the score (the mean return while training) that is kept: 1 is as good as the reference, 0 no better than no "
             f"memory. Below it is its 95% interval over {study.seeds} seeds. A ring \u25cb marks what is not told apart from the "
             "reference.", 150), 10, color=FAINT)
-        places, x = {}, left
+        left_of, x = {}, left
         for name, them in tasks:
             size = 9.5 if len(them) > 1 else 7.5
             write(x + wide * len(them) / 2, top + 0.05, name, size, ha="center", va="bottom", weight="bold")
             ax.plot([x + 0.05, x + wide * len(them) - 0.05], [top + 0.14] * 2, color=INK, lw=0.8)
             for case in them:
-                places[case] = x
+                left_of[case] = x
                 write(x + wide / 2, top + 0.3, study.cases[case]["policy"], 10, ha="center")
                 write(x + wide / 2, top + 0.47, progress(study, case), 6.5, ha="center", color=LATE)
                 x += wide
@@ -65,7 +65,7 @@ def answers(study, table):
             for arm in arms:
                 write(0.3, y + tall / 2, words(study, arm) + "\n(small: score without, with)" * (arm == NONE), 10)
                 for case in cases:
-                    cell(write, ax, (places[case], y, wide, tall), rows, case, arm, study.seeds)
+                    cell(write, ax, (left_of[case], y, wide, tall), rows, case, arm, study.seeds)
                 y += tall
         key(write, ax, left, bottom + 0.28)
         planned, begun = sum(case["planned"] for case in study.cases.values()), set(cases)
@@ -75,11 +75,11 @@ def answers(study, table):
     return fig
 
 
-def cell(write, ax, place, rows, case, arm, seeds):
+def cell(write, ax, box, rows, case, arm, seeds):
     """One share: its number, its interval, its colour, its mark. Empty if the case has no such arm."""
     if (case, arm) not in rows.index:
         return
-    (x, y, wide, tall), row = place, rows.loc[(case, arm)]
+    (x, y, wide, tall), row = box, rows.loc[(case, arm)]
     shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
     colour = COLOURS(NORM(row.share)) if shown else EMPTY
     ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
