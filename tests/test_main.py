@@ -1003,11 +1003,12 @@ def test_output_to_a_file_is_lines(tmp_path):
     assert "\r" not in text and "\x1b" not in text and "%|" not in text and "nan" not in text
     lines = text.splitlines()
     assert re.fullmatch(r"buffer: [\d,]+ rows, \d+ kB of RAM when full", lines[0])
-    assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[1])
-    for line, step in zip(lines[2:5], (100, 200, 240), strict=True):
+    assert re.fullmatch(r"DDPG on InvertedPendulumBulletEnv-v0, seed 0: 240 steps, results in \S+\.csv", lines[1])
+    assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[2])
+    for line, step in zip(lines[3:6], (100, 200, 240), strict=True):
         assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, in training -?[\d.]+, [\d.]+ steps/s, "
                             r"[\d.]+ min left", line)
-    assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[5]) and len(lines) == 6
+    assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[6]) and len(lines) == 7
 
 
 def test_progress_on_a_terminal_is_a_bar(tmp_path):
@@ -1023,6 +1024,7 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path):
             break
     os.close(master)
     assert process.wait(timeout=60) == 0
+    assert text.count("DDPG on Pendulum-v1, seed 0: 240 steps, results in ") == 1
     assert "\r" in text and "%|" in text and "/240 [" in text and "return -" in text
     assert re.search(r"100%\|[^\r]*\| 240/240 \[\d\d:\d\d, return -[\d.]+, in training -[\d.]+, [\d.]+ steps/s, 0\.0 min left",
                      text)
