@@ -126,7 +126,7 @@ def choose(runs, wanted):
 
 def task_of(config):
     """The environment; what the agent sees, in words; a file's name made of both."""
-    noise = [f"{k}={text(config[k])}" for k in NOISE if config.get(k)]
+    noise = [middle(f"{k}={text(config[k])}", 44) for k in NOISE if config.get(k)]
     return (config["env"], ", ".join([OBSERVE.get(config["observe"], f"entries {config['observe']}"), *noise]),
             re.sub(r'[<>:"/\\|?*]', "-", "_".join([config["env"], config["observe"], *noise])))
 
