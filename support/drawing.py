@@ -1,5 +1,6 @@
 """Figures of plot.py: the overview of dots, and curves with a panel per algorithm. Colour is memory, wherever it is drawn."""
 import functools
+import re
 import textwrap
 from dataclasses import dataclass
 
@@ -154,7 +155,8 @@ def curves(lines, column="return_mean"):
     """The curves of a task: a panel per algorithm, of at most MOST lines. column: or a Delta-Q, which all lines must have"""
     panels = [mine[i:i + MOST] for mine in grouped(lines, lambda line: line.policy).values() for i in range(0, len(mine), MOST)]
     across = min(2, len(panels))
-    ends = [[textwrap.fill(f"{line.label}, {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22) for line in mine]
+    ends = [[textwrap.fill(re.sub(r"=(?=\S{18})", "= ", line.label) +              # a long value begins a new row
+                           f", {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22) for line in mine]
             for mine in panels]                                        # what stands beside the end of each line
     down, tall = -(-len(panels) // across), max(3.3 - across * 0.8, *(0.16 * "\n".join(them).count("\n") + 0.4 for them in ends))
     (_, unit, *most), title = task(lines[0].env), "\n".join(filter(None, [lines[0].heading, tally(lines, BETTER)]))
