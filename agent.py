@@ -95,6 +95,16 @@ class MemoryFlags:
         for name in ("stored_precision", "hidden_refresh"):
             refuse(config[name] != defaults[name] and start == "zero",
                    f"--{name} needs --hidden_init stored; with zero no stored state is ever read")
+        if not config["test"] and not config["record"] and "dataset" not in config:     # random actions may be worth a recording
+            name, first = "batch_size", config.get("batch_size", 0)    # steps before the first update: see the agents' `ready`
+            if "rollout_steps" in config:
+                name, first = "rollout_steps", config["rollout_steps"] * config["num_envs"]
+            elif config.get("replay_ratio"):
+                name, first = "start_timesteps", config["start_timesteps"] + first / config["replay_ratio"]
+            envs = config.get("num_envs", 1)
+            refuse(math.ceil(config["max_timesteps"] / envs) * envs < first,
+                   f"--max_timesteps {config['max_timesteps']} trains nothing: the first update comes after {first:.0f} steps; "
+                   f"choose a larger --max_timesteps, or a smaller --{name}")
 
 
 class Agent:

@@ -244,6 +244,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         progress = Progress(-(-cfg.max_timesteps // cfg.num_envs) * cfg.num_envs, unit, steps)
         # The logger comes first: if W&B refuses it, no file has been touched. Results begin by removing old files
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
+        print(f"{run.policy} on {run.env}, seed {run.seed}: {progress.total:,} {unit}s, results in {path}.csv", flush=True)
         saved = begin(run, checkpoints, steps, agent, buffer, listeners, config)
         try:
             with contextlib.closing(listeners):

@@ -12,7 +12,7 @@ or if you chose some, figures go to plots/own/, which git ignores. Your runs the
     overview.png             a row per algorithm and memory, a dot per seed, published values beside them
     ENV_OBSERVATION.png      curves of a task, a panel per algorithm; runs that differ in seed or BOOKKEEPING are one line
     ENV_OBSERVATION_delta_q_first.png, _last.png       of runs with --staleness
-    lookback.png, memory_steps.png    what the policies in results/policies do with their memory
+    lookback.png, memory_steps.png    what the policies in results/policies, and your own, do with their memory
     summary.csv              a row per run, a column per flag; `last` is the mean of its last five evaluations
 """
 from support import console
@@ -28,7 +28,6 @@ import math
 import os
 import re
 import sys
-import textwrap
 from dataclasses import fields
 
 import pandas as pd
@@ -37,11 +36,14 @@ from agent import MemoryFlags
 from flags import HANDLING, NOT_LEARNING, POLICIES, RunFlags, check_saved, defaults_of, load_policy
 from support import drawing, lookback_figures, study, study_figures, tables
 from support.results import read_info
-from support.statistics import interval
+from support.statistics import LAST, interval
 from support.system import Parser, fail
 from support.tasks import TASKS
+from support.words import middle, number, text
 
 REFERENCE, HISTORY, OWN = os.path.join("results", "reference"), os.path.join("results", "history"), "results"
+OWN_PLOTS, MADE = os.path.join("plots", "own"), "made by plot.py"      # what the figures there say of themselves
+NO_RUN = (".staleness.csv", ".lookback.csv", ".memory_steps.csv")
 BOOKKEEPING = {"seed"} | NOT_LEARNING
 NOISE = ["flicker", "obs_noise", "sensor_dropout", "env_kwargs"]
 NAMED = ["env", "observe", *NOISE, "policy", "recurrent_actor", "recurrent_critic", "core"]    # each stands elsewhere in a figure
@@ -73,7 +75,8 @@ def read_run(path, own=False):
         info = read_info(path, check_saved)
         config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
         config["seed"] = int(config["seed"])
-        config["load_model"] = re.sub(r"_seed=\d+", "", os.path.basename(config["load_model"]))   # each seed has its own model
+        # A model's path is known by its last two parts. Each seed has its own model
+        config["load_model"] = re.sub(r"_seed=\d+", "", "/".join(re.split(r"[/\\]+", config["load_model"].rstrip("/\\"))[-2:]))
         hash(line_key(config) + tuple(config[k] for k in {*NAMED} - {"env_kwargs"}))    # raises if one is missing
         table = tables.evaluations(path, info).set_index("step")
         if 0 not in table.index:                                       # every run begins with it, so seeds share a step
@@ -84,15 +87,15 @@ def read_run(path, own=False):
     return Run(path, own, config, table, info.get("finished") is True)
 
 
-def read_runs(places):
-    """All runs of `places`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
+def read_runs(sources):
+    """All runs of `sources`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
     with 2 if no run is left."""
     runs, problems = {}, []
-    for place, own in places.items():
-        folder = os.path.isdir(place) or place in (REFERENCE, OWN)
-        files = glob.glob(os.path.join(glob.escape(place), "*.[cj]s*")) if folder else [place]
+    for source, own in sources.items():
+        folder = os.path.isdir(source) or source in (REFERENCE, OWN)
+        files = glob.glob(os.path.join(glob.escape(source), "*.[cj]s*")) if folder else [source]
         for path in sorted({re.sub(r"\.(csv|json)$", "", file) for file in files
-                            if not file.endswith((".staleness.csv", os.sep + "summary.csv"))}):
+                            if not file.endswith((*NO_RUN, os.sep + "summary.csv"))}):
             try:
                 run = read_run(path, own)
                 if runs.setdefault((own, line_key(run.config), run.config["seed"]), run) is not run:
@@ -100,7 +103,7 @@ def read_runs(places):
             except ValueError as error:
                 problems.append(str(error))
     if not runs:
-        fail(f"no results in {' or '.join(places)}; {'; '.join(problems[:1]) or 'run main.py first, or give other PATHS'}"
+        fail(f"no results in {' or '.join(sources)}; {'; '.join(problems[:1]) or 'run main.py first, or give other PATHS'}"
              + (f"; {len(problems) - 1} more like it" if problems[1:] else ""))
     for problem in problems:
         print(f"warning: {problem}; left out", file=sys.stderr)
@@ -108,14 +111,6 @@ def read_runs(places):
 
 
 # ---------------------------------------------------------------------- choosing
-
-def text(value):
-    """A flag's value in words, the same however it is written: 1e3 is 1000.0."""
-    try:
-        return f"{float(value if isinstance(value, str) else repr(value)):.10g}"
-    except ValueError:
-        return str(value)
-
 
 def choose(runs, wanted):
     """The runs whose flags are as wanted: [(flag, value)]. * in a value is anything; values of one flag are alternatives."""
@@ -129,9 +124,9 @@ def choose(runs, wanted):
     return runs
 
 
-def place(config):
+def task_of(config):
     """The environment; what the agent sees, in words; a file's name made of both."""
-    noise = [f"{k}={text(config[k])}" for k in NOISE if config.get(k)]
+    noise = [middle(f"{k}={text(config[k])}", 44) for k in NOISE if config.get(k)]
     return (config["env"], ", ".join([OBSERVE.get(config["observe"], f"entries {config['observe']}"), *noise]),
             re.sub(r'[<>:"/\\|?*]', "-", "_".join([config["env"], config["observe"], *noise])))
 
@@ -144,7 +139,7 @@ def make_lines(runs):
         memory = CORES.get(config["core"], config["core"]) + WHOSE[remembers] if any(remembers) else "none"
         default = defaults(config)                                     # flags in the order of --help
         flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
-        lines.append(drawing.Line(*place(config), config["policy"], memory, drawing.COLOURS.get(memory.split()[0], drawing.INK),
+        lines.append(drawing.Line(*task_of(config), config["policy"], memory, drawing.COLOURS.get(memory.split()[0], drawing.INK),
                                   config, flags, own, load_policy(config["policy"]).offline, its))
     # Tasks as in TASKS, partly observed ones first; no memory before LSTM, lines of few flags first, numbers before words
     lines.sort(key=lambda line: (
@@ -155,9 +150,11 @@ def make_lines(runs):
     for mine in drawing.grouped(lines, lambda line: (line.file, line.policy)).values():
         for line in mine:
             # A flag is named if another line has another value of it; a flag about memory, if another line with memory has
-            named = [f"{drawing.short(v)} steps" if k == "max_timesteps" else f"{k}={text(v)}" for k, v in line.flags.items()
-                     if any(other.config.get(k) != v for other in mine if k not in MEMORY or other.memory != "none")]
-            line.label = ", ".join([line.memory.replace("none", "no memory"), *named, *["yours"] * line.own])
+            named = {k: v for k, v in line.flags.items()
+                     if any(other.config.get(k) != v for other in mine if k not in MEMORY or other.memory != "none")}
+            named = [f"{drawing.short(v)} steps" if k == "max_timesteps" else middle(f"{k}={text(v)}", 44)
+                     for k, v in named.items()]
+            line.label = middle(", ".join([line.memory.replace("none", "no memory"), *named, *["yours"] * line.own]), 132)
             line.without = next((other for other in mine if line.memory != "none" == other.memory and line.own == other.own and
                                  min(len(line.runs), len(other.runs)) > 1 and all(
                                      line.config.get(k) == other.config.get(k)
@@ -176,14 +173,14 @@ def summary(lines):
 
 def report(lines):
     """What the terminal shows: a row per line."""
-    said = f"mean: over seeds, of the last {drawing.LAST} evaluations; in brackets its\n{drawing.SPREAD}; *: unfinished"
+    said = f"mean: over seeds, of the last {LAST} evaluations; in brackets its\n{drawing.SPREAD}; *: unfinished"
     for (env, seen), mine in drawing.grouped(lines, lambda line: (line.env, line.seen)).items():
-        said += f"\n\n{textwrap.shorten(f'{env}, {seen}', 46):46} seeds  steps      mean"
+        said += f"\n\n{middle(f'{env}, {seen}', 46):46} seeds  steps      mean"
         for line in mine:
             (low, high, kind), star = interval(line.last), "*" * any(not run.finished for run in line.runs)
-            said += (f"\n  {line.policy:10}{textwrap.shorten(line.label, 34, placeholder='...'):34}{f'{len(line.runs)}{star}':>5}"
-                     f"{drawing.short(line.table().index[-1]):>7}{drawing.number(line.last.mean()):>10}")
-            said += f" ({drawing.number(low)} to {drawing.number(high)}{', range' * (kind == 'range')})" if kind else ""
+            said += (f"\n  {line.policy:10}{middle(line.label, 34):34}{f'{len(line.runs)}{star}':>5}"
+                     f"{drawing.short(line.table().index[-1]):>7}{number(line.last.mean()):>10}")
+            said += f" ({number(low)} to {number(high)}{', range' * (kind == 'range')})" if kind else ""
     return said.replace("\u2212", "-")
 
 
@@ -204,26 +201,36 @@ def main(argv=None):
     if args.study:
         name = os.path.splitext(os.path.basename(args.study))[0]
         read = study.read(args.study, args.paths[0] if args.paths else os.path.join("results", name))
-        table, plots_dir = study.summarise(read), os.path.join("plots", name)
-        drawn = study_figures.draw(read, table)
+        runs, default = read.runs, os.path.join("plots", name)
     else:
-        places = dict.fromkeys(args.paths, False) or {REFERENCE: False, **({HISTORY: False} if args.all else {}), OWN: True}
-        runs = choose(read_runs(places), wanted)
-        own = {place(run.config) for run in runs if run.own}
-        lines = make_lines([run for run in runs if not own or place(run.config) in own])
-        plots_dir = os.path.join("plots", "own") if own or args.paths or args.all or wanted else "plots"
-        looks = lookback_figures.draw(os.path.join("results", "policies")) if plots_dir == "plots" else {}
-        table, drawn = summary(lines), {"overview": drawing.overview(lines), **looks}
-        for file, mine in drawing.grouped(lines, lambda line: line.file).items():
-            for column in ("return_mean", "delta_q_first", "delta_q_last"):
-                measured = [line for line in mine if len(line.table(column))]
-                if measured:
-                    drawn[file + f"_{column}" * (column != "return_mean")] = drawing.curves(measured, column)
+        sources = dict.fromkeys(args.paths, False) or {REFERENCE: False, **({HISTORY: False} if args.all else {}), OWN: True}
+        runs = choose(read_runs(sources), wanted)
+        own = {task_of(run.config) for run in runs if run.own}
+        looked = [path for path in args.paths or [OWN] if not wanted and lookback_figures.files(path)]
+        default = OWN_PLOTS if own or looked or args.paths or args.all or wanted else "plots"
+    plots_dir = args.plots_dir or default
     try:
-        plots_dir = args.plots_dir or plots_dir
         os.makedirs(plots_dir, exist_ok=True)
+        print(f"{len(runs)} runs are read; drawing takes up to a minute\n", flush=True)
+        if args.study:
+            table = study.summarise(read)
+            drawn = study_figures.draw(read, table)
+        else:
+            lines = make_lines([run for run in runs if not own or task_of(run.config) in own])
+            table, drawn = summary(lines), {"overview": drawing.overview(lines)}
+            if looked or default == "plots":
+                drawn |= lookback_figures.draw(os.path.join("results", "policies"), looked)
+            for file, mine in drawing.grouped(lines, lambda line: line.file).items():
+                for column in ("return_mean", "delta_q_first", "delta_q_last"):
+                    measured = [line for line in mine if len(line.table(column))]
+                    if measured:
+                        drawn[file + f"_{column}" * (column != "return_mean")] = drawing.curves(measured, column)
+        mine = plots_dir == OWN_PLOTS
+        for path in glob.glob(os.path.join(OWN_PLOTS, "*.png")) * mine:        # of an earlier call, its runs may be gone
+            if os.path.isfile(path) and MADE in open(path, "rb").read(500).decode("latin-1"):
+                os.remove(path)
         for file, fig in drawn.items():
-            fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": None})
+            fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": MADE if mine else None})
         table.to_csv(os.path.join(plots_dir, "summary.csv"), index=False, lineterminator="\n", float_format="%.6g")
     except OSError as error:
         fail(f"--plots_dir '{plots_dir}' cannot be written ({error.strerror}); choose another")

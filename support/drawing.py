@@ -1,5 +1,6 @@
 """Figures of plot.py: the overview of dots, and curves with a panel per algorithm. Colour is memory, wherever it is drawn."""
 import functools
+import re
 import textwrap
 from dataclasses import dataclass
 
@@ -9,10 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from support.statistics import FEW, INTERVAL, interval
-from support.tasks import PUBLISHED, SOURCES, task
+from support.statistics import FEW, INTERVAL, LAST, interval
+from support.tasks import PUBLISHED, SOURCES, marks, task
+from support.words import middle, number, wrap
 
-LAST = 5                                                               # evaluations at a run's end, whose mean is its number
 MOST = 4                                                               # lines in a panel
 INK, FAINT = "#1a1a1a", "#5f5f5f"
 COLOURS = {"none": "#6b6b6b", "LSTM": "#0072b2", "GRU": "#d55e00", "minGRU": "#009e73"}    # after Okabe and Ito
@@ -56,11 +57,6 @@ class Line:
         return words if words.startswith("Recall") and self.seen == "fully observed" else f"{words}, {self.seen}"
 
 
-def number(x):
-    """Three digits that matter."""
-    return f"{float(f'{x:.3g}'):g}".replace("-", "\u2212")
-
-
 def grouped(lines, key):
     """{key: lines}, in the order of the lines."""
     groups = {}
@@ -85,8 +81,15 @@ def limits(values, least, most):
     return low - 0.01 * (high - low), high + 0.01 * (high - low)       # room for the whole of a dot at an end
 
 
+def mark(line, unit, them, between):
+    """Draw a task's marks, each a dashed line of an axis. Returns the words beside this axis."""
+    for value, _ in them:
+        line(value, color=FAINT, lw=0.9, ls=(0, (4, 3)), zorder=1.5)
+    return between.join([unit, *(f"(dashed: {word}, {value:g})" for value, word in them)])
+
+
 def finish(fig, title, text):
-    fig.suptitle("\n".join(textwrap.fill(line, 88) for line in title.split("\n")), x=0.01, ha="left", weight="bold", size=12)
+    fig.suptitle(wrap(title, 88), x=0.01, ha="left", weight="bold", size=12)
     fig.supxlabel(textwrap.fill(text, 130), x=0.01, ha="left", color=FAINT, size=9)
     for ax in fig.axes:
         ax.has_data() or ax.remove()                                   # a grid of panels may have one too many
@@ -95,18 +98,19 @@ def finish(fig, title, text):
 
 
 def dot_plot(title, text, panels, across=1):
-    """A dot per seed. text: what a dot is, and what else is to be said. panels: (title, unit, ends of the axis, rows). A row is
-    label, colour, a value per seed, a published value or None. None in place of a row is a gap."""
+    """A dot per seed. text: what a dot is, and what else is to be said. panels: (title, unit, ends of the axis, marks, rows).
+    A row is label, colour, a value per seed, a published value or None. None instead of a row is a gap."""
     tall = [sum(1 if row else 0.5 for row in rows) for *_, rows in panels[::across]]
     with matplotlib.style.context(STYLE):
-        fig = Figure(figsize=(9, 1.3 + sum(0.75 + 0.185 * rows for rows in tall)), dpi=150, layout="constrained")
+        high = (1.3 if across == 1 else 1.75) + sum(0.75 + 0.185 * rows for rows in tall)
+        fig = Figure(figsize=(9, high), dpi=150, layout="constrained")
         axes = fig.subplots(len(tall), across, squeeze=False, height_ratios=tall)
-        for i, (ax, (name, unit, ends, rows)) in enumerate(zip(axes.flat, panels)):
+        for i, (ax, (name, unit, ends, them, rows)) in enumerate(zip(axes.flat, panels)):
             y, ticks = 0, []
             for row in rows:
                 if row:
-                    label, colour, values, mark = row
-                    ticks.append((y, textwrap.shorten(label, 55, placeholder=" ...") if i % across == 0 else "", colour))
+                    label, colour, values, published = row
+                    ticks.append((y, middle(label, 55) if i % across == 0 else "", colour))
                     if len(values):
                         low, high, _ = interval(values)
                         ax.plot([low, high], [y, y], color=colour, lw=7, alpha=0.25, solid_capstyle="butt")
@@ -115,12 +119,13 @@ def dot_plot(title, text, panels, across=1):
                         ax.plot([np.mean(values)] * 2, [y - 0.38, y + 0.38], color=colour, lw=2.2, zorder=3)
                         ax.text(1.015, y, f"{number(np.mean(values))} ({len(values)})", color=colour, va="center",
                                 transform=ax.get_yaxis_transform())
-                    if mark:
-                        ax.plot(mark, y, "D", mfc="white", mec=INK, mew=1.1, ms=5.5, zorder=4, clip_on=False)
+                    if published:
+                        ax.plot(published, y, "D", mfc="white", mec=INK, mew=1.1, ms=5.5, zorder=4, clip_on=False)
                 y += 1 if row else 0.5
-            ax.set_title(name, loc="left", weight="bold", size=10)
-            places, labels, colours = zip(*ticks)
-            ax.set(xlim=ends, ylim=(places[-1] + 0.7, -0.7), xlabel=unit, yticks=places, yticklabels=labels)
+            ax.set_title(wrap(name, min(60, 84 // across)), loc="left", weight="bold", size=10)
+            heights, labels, colours = zip(*ticks)
+            ax.set(xlim=ends, ylim=(heights[-1] + 0.7, -0.7), yticks=heights, yticklabels=labels,
+                   xlabel=mark(ax.axvline, unit, them, " " if across == 1 else "\n"))
             ax.grid(axis="y", visible=False)
             ax.tick_params(axis="y", length=0)
             for tick, colour in zip(ax.get_yticklabels(), colours):
@@ -141,7 +146,7 @@ def overview(lines):
                       published.pop((line.file, policy, line.memory != "none"), None)) for line in mine] + [None]
         _, unit, *ends = task(them[0].env)
         values = [x for row in rows if row for x in (row[2], [row[3]] if row[3] else [])]
-        panels.append((": ".join(filter(None, [words, tally(them)])), unit, limits(values, *ends), rows[:-1]))
+        panels.append((": ".join(filter(None, [words, tally(them)])), unit, limits(values, *ends), marks(them[0].env), rows[:-1]))
     return dot_plot(tally(lines, BETTER) or "Return at the end of training",
                     (f"the mean of its last {LAST} evaluations.", SOURCES * (published != PUBLISHED)), panels)
 
@@ -150,8 +155,9 @@ def curves(lines, column="return_mean"):
     """The curves of a task: a panel per algorithm, of at most MOST lines. column: or a Delta-Q, which all lines must have"""
     panels = [mine[i:i + MOST] for mine in grouped(lines, lambda line: line.policy).values() for i in range(0, len(mine), MOST)]
     across = min(2, len(panels))
-    ends = [[textwrap.fill(f"{line.label}, {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22, break_long_words=False)
-                for line in mine] for mine in panels]                  # what stands beside the end of each line
+    ends = [[textwrap.fill(re.sub(r"=(?=\S{18})", "= ", line.label) +              # a long value begins a new row
+                           f", {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22) for line in mine]
+            for mine in panels]                                        # what stands beside the end of each line
     down, tall = -(-len(panels) // across), max(3.3 - across * 0.8, *(0.16 * "\n".join(them).count("\n") + 0.4 for them in ends))
     (_, unit, *most), title = task(lines[0].env), "\n".join(filter(None, [lines[0].heading, tally(lines, BETTER)]))
     text = (f"A line is the mean over seeds, the band its {SPREAD}; thin lines are seeds. Numbers are "
@@ -166,7 +172,8 @@ def curves(lines, column="return_mean"):
         axes[0, 0].set_ylim(limits([line.table(column) for line in lines], *most))
         for i, (ax, mine, texts) in enumerate(zip(axes.flat, panels, ends)):
             panel(ax, mine, column, texts, tall)
-            ax.set(xlabel="updates" if mine[0].offline else "steps in the environment", ylabel="" if i % across else unit)
+            words = mark(ax.axhline, unit, marks(lines[0].env) if column == "return_mean" else [], "\n")
+            ax.set(xlabel="updates" if mine[0].offline else "steps in the environment", ylabel="" if i % across else words)
         return finish(fig, title, text)
 
 

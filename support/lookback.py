@@ -1,11 +1,11 @@
 """What a trained policy does with its memory: how many steps it needs (--memory_steps), how far back it looks (--lookback).
 
-Both play the episodes of --test, and write a CSV beside the model, a row for each episode and number of steps. Its first line is
-a comment with all that is needed to make it again.
+Both play the episodes of --test, and write a CSV into --results_dir, a row for each episode and number of steps. It is called
+after the model. Its first line is a comment with all that is needed to make it again.
 
     pandas.read_csv("results/policies/hopper-positions-ppo-recurrent.lookback.csv", comment="#").groupby("lag").influence.mean()
 
-`python plot.py` draws the ones in results/policies/ (support/lookback_figures.py).
+`python plot.py` draws your own in results/ beside those of results/policies/ (support/lookback_figures.py).
 """
 import json
 import os
@@ -129,7 +129,7 @@ def lookback(agent, play, lags, samples, rng):
 # ---------------------------------------------------------------------- files
 
 def probe(run, agent, play, about):
-    """Measure what --memory_steps and --lookback ask for, print it and write it beside the model. Exits with 2 if it cannot.
+    """Measure what --memory_steps and --lookback ask for, print it and write it into --results_dir. Exits with 2 if it cannot.
 
     Args:
         run: the run's flags; play: see memory_steps; about: a dictionary, kept in the files' first lines
@@ -137,10 +137,11 @@ def probe(run, agent, play, about):
     if agent.actor.core.hidden_dim == 0:
         fail("--memory_steps and --lookback need a policy with a memory, and this one's actor has none")
     if run.memory_steps:
-        words, rows = {*run.memory_steps.split()}, []
-        for K, returns in memory_steps(agent, play, [*sorted(map(int, words - {"all"})), *words & {"all"}]):
+        given, rows = {*run.memory_steps.split()}, []
+        for K, returns in memory_steps(agent, play, [*sorted(map(int, given - {"all"})), *given & {"all"}]):
             rows += [(K, episode, f"{value:.6g}") for episode, value in enumerate(returns)]
-            print(f"memory of the last steps, {K}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", flush=True)
+            words = {"all": "all steps", 1: "the last step"}.get(K, f"the last {K} steps")
+            print(f"memory of {words}: return {np.mean(returns):.1f} +- {np.std(returns):.1f}", flush=True)
         write(run, "memory_steps", "steps,episode,return", rows, about)
     if run.lookback:
         influence = lookback(agent, play, run.lookback, SAMPLES, np.random.default_rng(run.seed))
@@ -155,10 +156,14 @@ def probe(run, agent, play, about):
 
 
 def write(run, kind, head, rows, about):
-    """Write a CSV beside the model, whose first line is a comment with the dictionary `about`. Exits with 2 if it cannot."""
-    path = f"{os.path.normpath(run.load_model).removesuffix('.pt')}.{kind}.csv"
+    """Write a CSV, whose first line is a comment with the dictionary `about`, into --results_dir. Exits with 2 if it cannot."""
+    folder, name = os.path.split(os.path.abspath(run.load_model).removesuffix(".pt"))
+    if name in ("last", "best"):                                       # a copy that has lost its run's name
+        name = f"{os.path.basename(folder)}.{name}"
+    path = os.path.join(run.results_dir, f"{name}.{kind}.csv")
     lines = ["# " + json.dumps(about), head, *(",".join(map(str, row)) for row in rows)]
     try:
+        os.makedirs(run.results_dir, exist_ok=True)
         write_file(path, "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         fail(f"--{kind}: {path} cannot be written ({error.strerror})")

@@ -1,7 +1,7 @@
 """Figures of what saved policies do with their memory: the files of --memory_steps and --lookback (support/lookback.py)."""
 import glob
 import json
-import textwrap
+import os
 
 import matplotlib.style
 import numpy as np
@@ -12,6 +12,7 @@ from support import drawing
 from support.statistics import INTERVAL, interval
 from support.system import fail, regular
 from support.tasks import task
+from support.words import middle, wrap
 
 FIGURES = {                                                            # kind: title, axes, explanation
     "lookback": (
@@ -34,14 +35,19 @@ def read(path):
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None
 
 
+def files(folder, *kinds):
+    """A folder's files of some kinds, or of all."""
+    return sorted(path for kind in kinds or FIGURES for path in glob.glob(f"{glob.escape(folder)}/*.{kind}.csv"))
 
-def draw(folder):
-    """The figures of a folder's files, {"lookback": figure, "memory_steps": figure}, with a panel per policy. Exits with 2 and
-    one line if a file is damaged."""
+
+def draw(folder, own=()):
+    """The figures of a folder's files, {"lookback": figure, "memory_steps": figure}, with a panel per policy. The
+    reader's own, of the folders in `own`, stand after them and have names. Exits with 2 and one line if a file is damaged."""
     drawn = {}
     for kind, (title, x_label, y_label, text) in FIGURES.items():
         try:
-            found = [read(path) for path in sorted(glob.glob(f"{glob.escape(folder)}/*.{kind}.csv"))]
+            found = [(*read(path), os.path.basename(path).removesuffix(f".{kind}.csv") if at in own else "")
+                     for at in (folder, *own) for path in files(at, kind)]
         except ValueError as error:
             fail(str(error))
         if not found:
@@ -51,7 +57,7 @@ def draw(folder):
         with matplotlib.style.context(drawing.STYLE):
             fig = Figure(figsize=(9, 1.2 + 2.3 * down), dpi=150, layout="constrained")
             axes = fig.subplots(down, across, squeeze=False).flat
-            for ax, (about, table) in zip(axes, found):
+            for ax, (about, table, name) in zip(axes, found):
                 steps, value = table.iloc[:, 0].drop_duplicates(), table.columns[-1]
                 each = np.stack([table[table.iloc[:, 0] == step][value] for step in steps], 1)  # (episodes, steps)
                 low, high, _ = interval(each)
@@ -63,7 +69,8 @@ def draw(folder):
                 config = about["config"]
                 seen = {"full": ""}.get(config["observe"], f", {config['observe']} only")
                 words = f"{config['policy']}: {task(config['env'], seen)[0]}"
-                ax.set_title(textwrap.fill(words, 30), loc="left", weight="bold", size=10)
+                whose = f"\nyours: {middle(name, 50)}" if name else ""
+                ax.set_title(wrap(" ".join(words.split()) + whose, 30), loc="left", weight="bold", size=10)
                 ax.set(xlabel=x_label, ylabel=y_label)
                 bottom, top = min(0, low.min()), max(1e-6, high.max())
                 ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))

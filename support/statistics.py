@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import t
 
 FEW = 5                                                                # with fewer seeds there is only a range
+LAST = 5                                                               # evaluations at a run's end, whose mean is its number
 LEVEL = 0.95
 INTERVAL = "95% interval (Student's t)"
 

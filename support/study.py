@@ -16,7 +16,7 @@ import pandas as pd
 from support import statistics, tables, tasks
 from support.system import fail
 
-COMMON, NONE, LAST = "common", "no memory", 5
+COMMON, NONE = "common", "no memory"
 
 
 @dataclass
@@ -59,7 +59,7 @@ def scores(path):
     """A row per run of a case. path: the case's two tables, without an ending"""
     table, runs = pd.read_csv(path + ".csv"), pd.read_csv(path + ".runs.csv").set_index(["arm", "seed"])
     by_run = table[table.step > 0].groupby(["arm", "seed"], sort=False)
-    last = by_run.tail(LAST).groupby(["arm", "seed"]).return_mean.mean()
+    last = by_run.tail(statistics.LAST).groupby(["arm", "seed"]).return_mean.mean()
     measured = by_run[tables.STALENESS].mean()
     return measured.assign(score=by_run.return_mean.mean(), last=last, cpu_minutes=runs.cpu_minutes).reset_index()
 

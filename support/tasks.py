@@ -3,19 +3,27 @@ import re
 
 # A pattern of environments' ids; their task in words; what their score counts; its least and its most, or None
 TASKS = [(r"HopperBulletEnv-v0", r"Hop on\none leg", "return", 0, None),
-         (r"Cue(?:Discrete)?(\d+)-v0", r"Recall a cue\nseen \1 steps ago", "share of right choices", 0, 1),
+         (r"Cue(\d+)-v0", r"Recall a cue\nseen \1 steps ago", "share of right choices", 0, 1),
+         (r"CueDiscrete(\d+)-v0", r"Recall a cue\nseen \1 steps ago,\ndiscrete choice", "share of right choices", 0, 1),
          (r"CartPole-v1", r"Balance a pole\non a cart", "steps upright", 0, 500),
          (r"Pendulum-v1", r"Swing up\na pendulum", "return (0 is best)", None, 0),
          (r"(.*)", r"\1", "return", None, None)]
+# A pattern of environments' ids, a score that stands out, a word for it. Gymnasium calls a mean of 475 solved
+MARKS = [(r"Cue(?:Discrete)?\d+-v0", 0.5, "chance"), (r"CartPole-v1", 475, "solved")]
 # {(file, algorithm, has it a memory?): mean return}. They had other budgets, so they are only landmarks: docs/results.md
 PUBLISHED = {(f"HopperBulletEnv-v0_{seen}", policy, memory): value for seen, memory, them in (
     ("full", False, {"TD3": 2429, "DDPG": 1201, "SAC": 2422, "PPO": 1567, "A2C": 1627}),
     ("positions", False, {"TD3": 490}), ("positions", True, {"TD3": 2234})) for policy, value in them.items()}
-SOURCES = ("\u25c7 Published means, of other budgets: Stable-Baselines3 (fully observed; 1M steps, PPO and A2C 2M), Ni et al. "
-           "2022 as run again by Luo et al. 2024 (positions only; 1.5M steps).")
+SOURCES = ("A diamond \u25c7 is a published mean, of runs of other lengths: Stable-Baselines3 (fully observed; 1M steps, PPO and "
+           "A2C 2M), Ni et al. 2022 as run again by Luo et al. 2024 (positions only; 1.5M steps).")
 
 
 def task(env, seen=""):
     """An environment's task in words, what its score counts, the least and the most that it can be."""
     pattern, words, *others = next(entry for entry in TASKS if re.fullmatch(entry[0], env))
     return re.sub(pattern, words, env, count=1) + seen, *others
+
+
+def marks(env):
+    """Scores that stand out, and a word for each: chance, for instance."""
+    return [(value, word) for pattern, value, word in MARKS if re.fullmatch(pattern, env)]

@@ -15,7 +15,7 @@ from support.results import finished
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(console.__file__)))
 TRAINING = ("main.py --env Pendulum-v1 --max_timesteps 40 --eval_freq 20 --eval_episodes 1 --start_timesteps 30 --batch_size 8 "
             "--hidden_size 8 --tensorboard")
-STUDY = 'seeds = [0]\n[[runs]]\nenv = "Cue10-v0"\nmax_timesteps = 100\n'
+STUDY = 'seeds = [0]\n[[runs]]\nenv = "Cue10-v0"\nmax_timesteps = 10_000\n'
 
 
 def start(words, path="", **options):

@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
         patch.setenv("WANDB_MODE", "offline")
         record("FuzzSwing-v0", "test/swing-v0", 35)
         for policy in POLICIES:
-            own = dict(env="FuzzSwing-v0", max_timesteps=10, eval_episodes=1, hidden_size=4, core_size=3) | OWN[policy]
+            own = dict(env="FuzzSwing-v0", max_timesteps=30, eval_episodes=1, hidden_size=4, core_size=3) | OWN[policy]
             main.main([f"--policy={policy}", "--recurrent", "--seq_len=4", "--save_model", f"--results_dir={here / policy}",
                        *(f"--{name}={value}" for name, value in own.items())])
             model, = here.glob(f"{policy}/*.best.pt")

@@ -1,5 +1,8 @@
 """--memory_steps and --lookback: a memory made by hand looks back as far as it was made to."""
 import functools
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -92,20 +95,36 @@ def model(tmp_path_factory):
     return main.run([*words.split(), "--results_dir", str(tmp_path_factory.mktemp("model"))]).path + ".last.pt"
 
 
-def test_files_and_figures(model, capsys):
-    """A row for each episode and number of steps; the numbers of steps in order, whatever order they are given in."""
-    main.run(["--test", "--load_model", model, "--eval_episodes", "5", "--lookback", "3", "--memory_steps", "16", "all", "2"])
-    path = model.removesuffix(".pt")
+def test_files_and_figures(model, tmp_path, capsys):
+    """A row for each episode and number of steps; the numbers of steps in order, whatever order they are given in. The files lie
+    in --results_dir, and nothing new beside the model."""
+    before = os.listdir(os.path.dirname(model))
+    main.run(["--test", "--load_model", model, "--results_dir", str(tmp_path / "own"), "--eval_episodes", "5", "--lookback", "3",
+              "--memory_steps", "16", "all", "2", "1"])
+    path = str(tmp_path / "own" / os.path.basename(model).removesuffix(".pt"))
+    assert os.listdir(os.path.dirname(model)) == before
     (about, looked), (_, steps) = (read(f"{path}.{kind}.csv") for kind in ("lookback", "memory_steps"))
     assert about["policy"] == "PPO on Cue10-v0, full" and about["config"]["core_size"] == 4 and "results_dir" not in str(about)
-    assert list(looked.lag) == np.repeat([1, 2, 3], 5).tolist() and list(steps.steps) == np.repeat(["2", "16", "all"], 5).tolist()
-    assert np.isfinite(looked.influence).all() and capsys.readouterr().out.count("steps, ") == 3
+    assert list(looked.lag) == np.repeat([1, 2, 3], 5).tolist()
+    assert list(steps.steps) == np.repeat(["1", "2", "16", "all"], 5).tolist()
+    out = capsys.readouterr().out
+    assert np.isfinite(looked.influence).all() and re.findall("(memory of .*): return", out) == [
+        f"memory of {words}" for words in ("the last step", "the last 2 steps", "the last 16 steps", "all steps")]
 
     assert draw(path.rpartition("/")[0]).keys() == {"lookback", "memory_steps"}
     with open(path + ".lookback.csv", "w") as file:
         file.write("# {")
     with pytest.raises(ValueError, match="lookback.csv is damaged"), no_exit():
         draw(path.rpartition("/")[0])
+
+
+def test_copies_that_have_lost_their_runs_names_have_files_of_their_own(model, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copy(model, tmp_path / name / "last.pt")
+        words = f"--test --load_model {tmp_path}/{name}/last.pt --results_dir {tmp_path} --eval_episodes 2 --memory_steps 1"
+        main.run(words.split())
+    assert sorted(file.name for file in tmp_path.glob("*.csv")) == ["a.last.memory_steps.csv", "b.last.memory_steps.csv"]
 
 
 @pytest.mark.parametrize("more,words", [

@@ -131,8 +131,8 @@ def test_numbers_that_learn_nothing(policy, name, refused):
 
 
 def test_numbers_may_be_written_with_an_exponent():
-    run, cfg, *_ = parse("--max_timesteps 1e3 --memory_size 5e4 --seed 2e0 --lr 1e-3 --recurrent --seq_len 8e0".split())
-    assert (cfg.max_timesteps, cfg.memory_size, run.seed, cfg.lr, cfg.seq_len) == (1000, 50_000, 2, 1e-3, 8)
+    run, cfg, *_ = parse("--max_timesteps 1e4 --memory_size 5e4 --seed 2e0 --lr 1e-3 --recurrent --seq_len 8e0".split())
+    assert (cfg.max_timesteps, cfg.memory_size, run.seed, cfg.lr, cfg.seq_len) == (10_000, 50_000, 2, 1e-3, 8)
     assert all(type(n) is int for n in (cfg.max_timesteps, cfg.memory_size, run.seed, cfg.seq_len))
     assert parse("--recurrent --seq_len full".split())[1].seq_len == "full"
     assert parse("--policy PPO --init_log_std -1e0".split())[1].init_log_std == -1
@@ -260,6 +260,11 @@ def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
     ("--policy PPO --recurrent --seq_len 300", ["--seq_len 300 is more than a rollout of --rollout_steps 256"]),
     ("--policy A2C --recurrent --seq_len 17", ["--seq_len 17 is more than a rollout of --rollout_steps 16"]),
     ("--policy PPO --rollout_steps 31", ["--batch_size 256 is more than a rollout of 8 x 31 steps", "smaller --batch_size"]),
+    ("--policy PPO --max_timesteps 2040", ["--max_timesteps 2040 trains nothing", "after 2048 steps", "smaller --rollout_steps"]),
+    ("--policy A2C --max_timesteps 30 --num_envs 3", ["--max_timesteps 30 trains nothing", "after 48 steps"]),
+    ("--policy REINFORCE --batch_size 9 --max_timesteps 8", ["--max_timesteps 8 trains nothing", "smaller --batch_size"]),
+    *[(f"--policy {policy} --start_timesteps 50 --max_timesteps 50", ["--max_timesteps 50 trains nothing", "--start_timesteps"])
+      for policy in ("TD3", "DDPG", "SAC", "R2D1")],
     ("--hidden_size 9 --hidden_layers 0", ["--hidden_size is of no use with --hidden_layers 0"]),
     ("--policy A2C --env CartPole-v1 --init_log_std 1", ["--init_log_std is of a Gaussian policy", "CartPole-v1 has discrete"]),
     ("--record=", ["--record ''", "such as hopper/td3-v0"]),
@@ -344,6 +349,15 @@ def test_sizes_that_a_rollout_holds(words, monkeypatch):
     monkeypatch.setattr(models, "load_model", lambda path: dict(config={"policy": "PPO"}, step=1, agent={}))
     monkeypatch.setattr("flags.check_size", lambda *_: None)
     parse([*(["--load_model", "x"] if "--test" in words else ["--policy", "PPO"]), *words.split()])
+
+
+@pytest.mark.parametrize("words", [
+    "--policy PPO --max_timesteps 2041",                               # eight environments step together
+    "--start_timesteps 50 --batch_size 8 --replay_ratio 4 --max_timesteps 52",
+    "--policy REINFORCE --batch_size 9 --max_timesteps 9", "--policy BCQ --dataset a/b-v0 --max_timesteps 1",
+    "--max_timesteps 9 --record random/hopper-v0"])                    # random actions are what is recorded
+def test_the_shortest_runs_that_are_of_use(words):
+    assert parse(words.split())[1].max_timesteps < 3000
 
 
 def test_random_command_lines(capsys):
@@ -668,7 +682,7 @@ def test_an_environment_that_fails_ends_the_run(policy, eval_freq, step, other, 
 
 def test_an_environment_that_fails_in_a_test(tmp_path, refused, capsys, monkeypatch):
     test_envs.register_odd(monkeypatch, episode=99)
-    path = run(tmp_path / "1", [*tiny("TD3", "TestOdd-v0"), "--max_timesteps", "20", "--save_model"])
+    path = run(tmp_path / "1", [*tiny("TD3", "TestOdd-v0"), "--max_timesteps", "20", "--start_timesteps", "0", "--save_model"])
     test_envs.register_odd(monkeypatch, episode=2, at=4, other=dict(reward=math.inf))
     with pytest.raises(SystemExit) as stop:
         main.main(["--test", "--load_model", path + ".last.pt"])
@@ -727,7 +741,7 @@ def test_without_pybullet(tmp_path, refused, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
         refused(tiny("TD3", "HopperBulletEnv-v0"), ["HopperBulletEnv-v0 cannot be made: it is not installed; pip install "
                                                           "pybullet pybullet-envs-gymnasium"])
-    path = run(tmp_path / "runs", [*tiny("TD3", "Cue10-v0"), "--max_timesteps", "20"])
+    path = run(tmp_path / "runs", [*tiny("TD3", "Cue10-v0"), "--max_timesteps", "60"])
     versions = json.load(open(path + ".json"))["versions"]
     assert {"torch", "numpy", "gymnasium", "python", "machine"} <= set(versions) and not any("pybullet" in k for k in versions)
     refused(tiny("TD3", "Cue11-v0"), ["unknown environment 'Cue11-v0'; did you mean Cue10-v0"])
@@ -776,7 +790,7 @@ def test_name_says_what_was_run():
 
 def test_arguments_of_the_environment_are_part_of_the_run(tmp_path, capsys):
     """Of its name, whatever their order, its flags and its model, which is tested with them."""
-    path = run(tmp_path, [*tiny("TD3"), "--max_timesteps", "20", "--save_model", "--env_kwargs", "g=0.0"])
+    path = run(tmp_path, [*tiny("TD3"), "--max_timesteps", "60", "--save_model", "--env_kwargs", "g=0.0"])
     assert "_env_kwargs=g=0.0_" in path and json.load(open(path + ".json"))["config"]["env_kwargs"] == "g=0.0"
     main.main(["--test", "--load_model", path + ".last.pt"])
     returned = capsys.readouterr().out.splitlines()[-1]
@@ -989,11 +1003,12 @@ def test_output_to_a_file_is_lines(tmp_path):
     assert "\r" not in text and "\x1b" not in text and "%|" not in text and "nan" not in text
     lines = text.splitlines()
     assert re.fullmatch(r"buffer: [\d,]+ rows, \d+ kB of RAM when full", lines[0])
-    assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[1])
-    for line, step in zip(lines[2:5], (100, 200, 240), strict=True):
+    assert re.fullmatch(r"DDPG on InvertedPendulumBulletEnv-v0, seed 0: 240 steps, results in \S+\.csv", lines[1])
+    assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[2])
+    for line, step in zip(lines[3:6], (100, 200, 240), strict=True):
         assert re.fullmatch(rf"step {step} of 240: return -?[\d.]+ \+- [\d.]+, in training -?[\d.]+, [\d.]+ steps/s, "
                             r"[\d.]+ min left", line)
-    assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[5]) and len(lines) == 6
+    assert re.fullmatch(r"\S+\.csv written, best evaluation -?[\d.]+", lines[6]) and len(lines) == 7
 
 
 def test_progress_on_a_terminal_is_a_bar(tmp_path):
@@ -1009,6 +1024,7 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path):
             break
     os.close(master)
     assert process.wait(timeout=60) == 0
+    assert text.count("DDPG on Pendulum-v1, seed 0: 240 steps, results in ") == 1
     assert "\r" in text and "%|" in text and "/240 [" in text and "return -" in text
     assert re.search(r"100%\|[^\r]*\| 240/240 \[\d\d:\d\d, return -[\d.]+, in training -[\d.]+, [\d.]+ steps/s, 0\.0 min left",
                      text)

@@ -116,7 +116,7 @@ def test_seeds_and_bookkeeping_do_not_part_a_line(results):
 @pytest.mark.parametrize("flags,label", [
     (dict(max_timesteps=40_000), "no memory, 40k steps"),             # a short try must not cut the line of longer runs short
     (dict(lr=0.5), "no memory, lr=0.5"),
-    (dict(load_model="elsewhere/x_seed=0.best.pt"), "no memory, load_model=x.best.pt"),
+    (dict(load_model="far/elsewhere/x_seed=0.best.pt"), "no memory, load_model=elsewhere/x.best.pt"),
     (recurrent(seq_len=8), "LSTM"),                                    # nothing to tell it apart from
     (recurrent(core="gru", hidden_layers=1), "GRU, hidden_layers=1")])
 def test_other_flags_part_lines_and_stand_in_the_label(results, flags, label):
@@ -209,14 +209,20 @@ def apart(boxes):
     return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_nothing_overlaps_and_nothing_is_cut_off(results, many):
+LONG = "x" * 180
+
+
+@pytest.mark.parametrize("many,more", [
+    (False, {}), (True, {}), (False, dict(load_model=f"a/{LONG}.pt")),
+    (False, dict(load_model=f"{LONG}/{LONG}/x.pt", env_kwargs=f"a={LONG}")),
+    (False, dict(env="CartPole-v1", lr=0.123456789, tau=0.123456789, discount=0.123456789, batch_size=123456789))])
+def test_nothing_overlaps_and_nothing_is_cut_off(results, many, more):
     for seed in range(2):
         write_run(results, seed=seed, replay_ratio=7.0)
         write_run(results, "PPO", seed=seed, **recurrent())
         for flags in [dict(seq_len="full", hidden_init="stored", core_size=9, memory_input="obs", burn_in=0)] + \
                 [dict(seq_len=x) for x in ((1, 2, 4, 8, 16, 64, 128) if many else ())]:
-            write_run(results, seed=seed, replay_ratio=7.0, finished=False, **recurrent(**flags))
+            write_run(results, seed=seed, finished=False, **dict(replay_ratio=7.0) | recurrent(**flags) | more)
     for fig in (drawing.curves(lines_of(results)), drawing.overview(lines_of(results))):
         inside = [tick for ax in fig.axes for place, tick in zip(ax.get_yticks(), ax.get_yticklabels())
                   if min(ax.get_ylim()) <= place <= max(ax.get_ylim())]
@@ -245,6 +251,23 @@ def test_the_overview_says_what_it_shows(results):
     assert [[line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] for ax in (hidden, full)] == [
         [drawing.PUBLISHED[f"{HOPPER}_positions", "TD3", memory] for memory in (False, True)],
         [drawing.PUBLISHED[f"{HOPPER}_full", policy, False] for policy in ("TD3", "PPO")]]
+
+
+def dashed(ax, at):
+    """Where a panel's dashed lines are: their x or their y."""
+    return [getattr(line, f"get_{at}data")()[0] for line in ax.lines if line.get_linestyle() == "--"]
+
+
+@pytest.mark.parametrize("env,mark,words", [
+    ("Cue10-v0", 0.5, "share of right choices (dashed: chance, 0.5)"),
+    ("CueDiscrete7-v0", 0.5, "share of right choices (dashed: chance, 0.5)"),
+    ("CartPole-v1", 475, "steps upright (dashed: solved, 475)"), ("Pendulum-v1", None, "return (0 is best)")])
+def test_a_score_that_stands_out_is_marked_and_named_once(results, env, mark, words):
+    write_run(results, "PPO", env=env)
+    write_run(results, "A2C", env=env)
+    [overview], curves = drawing.overview(lines_of(results)).axes, drawing.curves(lines_of(results)).axes
+    assert overview.get_xlabel() == words and [ax.get_ylabel() for ax in curves] == [words.replace(" (d", "\n(d"), ""]
+    assert dashed(overview, "x") == [mark] * bool(mark) and [dashed(ax, "y") for ax in curves] == [[mark] * bool(mark)] * 2
 
 
 def test_curves_have_a_panel_per_algorithm_of_at_most_four_lines(results):
@@ -314,6 +337,38 @@ def test_ones_own_runs_are_drawn_beside_the_reference_and_on_its_tasks_only(proj
     assert [(line.label, line.own, len(line.runs)) for line in lines] == [
         ("no memory", False, 2), ("no memory, 500 steps, yours", True, 1), ("no memory", False, 2)]
     assert max(drawing.curves(lines[:2]).axes[0].get_xlim()) < 600      # the reference is drawn as far as it goes
+
+
+def test_figures_of_an_earlier_call_are_removed_and_nothing_else(project):
+    """The reader's own run is one of another task now."""
+    path = write_run(project / "results")
+    plot.main([])
+    assert f"plots/own/{HOPPER}_full.png" in written(project)
+    mine = {"plots/own/mine.png": b"\x89PNG", "plots/own/notes.csv": b"a", "plots/Pendulum-v1_full.png": b"committed"}
+    for name, content in mine.items():
+        (project / name).write_bytes(content)
+    for end in (".csv", ".json"):
+        os.remove(path + end)
+    write_run(project / "results", env="Pendulum-v1")
+    plot.main([])
+    assert written(project) == sorted([*mine, *(f"plots/own/{name}" for name in ["Pendulum-v1_full.png", *OVERVIEW])])
+    assert all((project / name).read_bytes() == content for name, content in mine.items())
+
+
+def test_ones_own_measurements_of_memory_stand_beside_the_committed_ones(project, capsys):
+    """They are no runs."""
+    about = json.dumps(dict(config=dict(policy="PPO", env="Cue10-v0", observe="full")))
+    for folder in (project / "results" / "policies", project / "results"):
+        folder.mkdir(exist_ok=True)
+        for kind in ("lookback", "memory_steps"):
+            (folder / f"a_cue.{kind}.csv").write_text(f"# {about}\nsteps,episode,value\n1,0,2\n1,1,3\n")
+    plot.main([])
+    assert written(project) == sorted(f"plots/own/{name}" for name in [
+        f"{HOPPER}_full.png", "Pendulum-v1_full.png", "lookback.png", "memory_steps.png", *OVERVIEW])
+    titles = [ax.get_title(loc="left") for ax in plot.lookback_figures.draw("results/policies", ["results"])["lookback"].axes]
+    assert titles == ["PPO: Recall a cue seen 10\nsteps ago", "PPO: Recall a cue seen 10\nsteps ago\nyours: a_cue"]
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith("4 runs are read; drawing")
 
 
 def test_ones_own_run_of_the_references_flags_and_seed_does_not_take_its_place(project, capsys):

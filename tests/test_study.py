@@ -222,6 +222,29 @@ def test_the_picture_says_what_it_shows(made):
     assert not any("nfinished" in text or "runs" in text for text in said)
 
 
+def test_what_is_identical_is_explained_where_there_is_such_a_thing(made):
+    assert "identical" not in " ".join(texts(made))
+    for end in (".csv", ".runs.csv"):                                  # one arm is the common one under another name
+        path = made / "results" / f"PPO_cue{end}"
+        table = pd.read_csv(path)
+        pd.concat([table[table.arm != "zero"], table[table.arm == "common"].assign(arm="zero")]).to_csv(path, index=False)
+    said = [text.replace("\n", " ") for text in texts(made)]
+    assert said.count("identical") == 1 and '"identical": every seed has the very same score' in said[1]
+
+
+@pytest.mark.parametrize("share,says", [
+    ([0.9, 0.8, 0.7], "nearly all about what is lost"), ([0.9, 0.6, 0.8], "much about"), ([0.9], "nothing yet")])
+def test_staleness_is_said_in_words(made, share, says):
+    """And what is correlated, how many dots there are, what a loss of 0 and of 1 is. Delta-Q rises from dot to dot."""
+    read = study.read(str(made / "study.toml"), str(made / "results"))
+    table = pd.DataFrame(dict(case="PPO, cue", arm="zero", share=share, delta_q_first=[0.01 * i for i, _ in enumerate(share)]))
+    fig = study_figures.staleness_figure.draw(read, table)
+    assert says in fig._suptitle.get_text()
+    assert f"there are {len(share)}. The rank correlation (Spearman's) of their Delta-Q and their loss is " in \
+        " ".join(fig._supxlabel.get_text().split())
+    assert "(0: as good as the reference, 1: no better than no memory)" in fig.axes[0].get_ylabel()
+
+
 def test_an_answer_is_the_title_of_its_question(made):
     (made / "study.toml").write_text(STUDY + '[answers]\n"Q1 How long?" = "Long."\n')
     assert "Long." in texts(made)
@@ -239,7 +262,10 @@ def test_a_question_shows_every_seed_on_an_axis_that_suits(made):
     scores = read.runs[(read.runs.case == "PPO, cue") & read.runs.arm.isin(["common", "zero", "no memory"])].score
     assert sorted(np.concatenate(dots)) == sorted(scores) and len(dots) == 3
     assert cue.get_xlim() == pytest.approx((0, 1), abs=0.011) and pendulum.get_xlim()[1] == pytest.approx(0, abs=1)
-    assert [ax.get_xlabel() for ax in fig.axes] == ["share of right choices", "return (0 is best)"]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["share of right choices\n(dashed: chance, 0.5)", "return (0 is best)"]
+    assert [line.get_xdata()[0] for line in cue.lines if line.get_linestyle() == "--"] == [0.5]
+    said = fig._supxlabel.get_text().replace("\n", " ")
+    assert "The reference: windows of 32." in said and "no memory: the same networks without a recurrent core." in said
 
 
 def test_a_study_that_is_half_done(made, capsys):

@@ -50,7 +50,7 @@ def test_a_list_is_an_axis_and_a_table_in_it_sets_several_flags(commands):
         seeds = [3, 4]
         [common]
         hidden_size = 8
-        max_timesteps = 1e3
+        max_timesteps = 1e4
         case = [{policy = "TD3", env = "Cue10-v0", lr = 1e-3}, {policy = "PPO", env = "CueDiscrete10-v0"}]
         [[runs]]
         recurrent = true
@@ -61,7 +61,7 @@ def test_a_list_is_an_axis_and_a_table_in_it_sets_several_flags(commands):
         lr_decay = [true, false]
         """)
     td3, ppo = ["--policy=TD3", "--env=Cue10-v0", "--lr=0.001"], ["--policy=PPO", "--env=CueDiscrete10-v0"]
-    expected = [["--max_timesteps=1000.0", *case, *arm, f"--seed={seed}"]
+    expected = [["--max_timesteps=10000.0", *case, *arm, f"--seed={seed}"]
                 for seed in (3, 4)
                 for arms in ([["--hidden_size=8", "--recurrent", f"--seq_len={n}"] for n in (1, "full")],
                              [["--hidden_size=16", f"--{no}lr_decay"] for no in ("", "no-")])

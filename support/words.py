@@ -1,0 +1,32 @@
+"""Numbers and names as figures and tables show them."""
+import math
+import textwrap
+
+
+def number(x):
+    """Three digits that matter."""
+    return f"{float(f'{x:.3g}'):g}".replace("-", "\u2212")
+
+
+def decimals(x):
+    """Two decimals, or none from 10 on; a dash if it is no number."""
+    digits = 2 if abs(x) < 10 else 0
+    return f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "\u2212") if math.isfinite(x) else "-"   # no minus before zero
+
+
+def text(value):
+    """A flag's value in words, the same however it is written: 1e3 is 1000.0."""
+    try:
+        return f"{float(value if isinstance(value, str) else repr(value)):.10g}"
+    except ValueError:
+        return str(value)
+
+
+def middle(text, most):
+    """The text, or its two ends if it has more than `most` letters."""
+    return text if len(text) <= most else f"{text[:most // 2 - 1]}...{text[2 - most + most // 2:]}"
+
+
+def wrap(text, width):
+    """The text with lines of at most so many letters; a line's end stays one."""
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
