@@ -24,6 +24,7 @@ def answers(study, table):
     groups, asked, rows = columns(study, table), questions(study), table.set_index(["case", "arm"])
     cases = [case for _, them in groups for case in them]
     same = (table.share_low == 1) & (table.share_high == 1) & (table.arm != COMMON)
+    empty = any((case, arm) not in rows.index for case in cases for arms in asked.values() for arm in arms)
     left, top, tall, head, gap = 2.85, 1.75, 0.42, 0.36, 0.1            # all in inches
     wide = min(1.1, (12 - left - 0.1 - gap * (len(groups) - 1)) / len(cases))
     bottom = top + 0.62 + sum(head + tall * len(arms) for arms in asked.values())
@@ -40,8 +41,8 @@ def answers(study, table):
             f"The reference: {words(study, COMMON)}. Each row changes one thing about it. A number is the share of what memory "
             "adds to the score (the mean return while training) that is kept: 1 is as good as the reference, 0 no better than no "
             f"memory. Below it is its 95% interval over {study.seeds} seeds. A ring \u25cb marks what is not told apart from the "
-            "reference." + ' "identical": every seed has the very same score, as this changes nothing there.' * bool(same.any()),
-            150), 10, color=FAINT)
+            "reference." + ' "identical": every seed has the very same score, as this changes nothing there.' * bool(same.any())
+            + " An empty cell: there is no such choice, or it is the reference itself." * empty, 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
             size = 9.5 if len(them) > 1 else 7.5
