@@ -10,19 +10,31 @@ from support.words import decimals
 COLOURS = {"TD3": "#0072b2", "PPO": "#009e73", "SAC": "#cc79a7", "A2C": "#a08a00", "R2D1": "#d55e00", "DDPG": "#56b4e9",
            "REINFORCE": "#8a6a55", "BCQ": "#222222"}                   # after Okabe and Ito
 SAYS = {0: "next to nothing", 0.2: "a little", 0.5: "much", 0.8: "nearly all"}     # from which rank correlation on
+START = {"hidden_init", "burn_in", "hidden_refresh", "critic_hidden"}  # flags that change nothing but what a window starts from
+WORDS = {"name", "words", "question"}                                  # what an arm has besides flags
+
+
+def only_starts(study, arm):
+    """Does an arm change nothing about the common one but what a window starts from?"""
+    flags = [{(k, str(v)) for k, v in study.arms[name].items() if k not in WORDS} for name in (COMMON, arm)]
+    return {k for k, _ in flags[0] ^ flags[1]} <= START
 
 
 def draw(study, table):
-    """How much does Delta-Q say about the loss?"""
-    known = table[table.delta_q_first.notna() & table.share.notna() & (table.arm != COMMON)]
-    tasks, loss = [cases for _, cases in columns(study, table)], 1 - known.share
+    """How much does Delta-Q say about the loss? Arms that are the common one to the bit are left out: they say nothing."""
+    same = (table.share_low == 1) & (table.share_high == 1)
+    known = table[table.delta_q_first.notna() & table.share.notna() & ~same & (table.arm != COMMON)]
+    known = known.assign(loss=1 - known.share, starts=[only_starts(study, arm) for arm in known.arm])
+    tasks, starts = [cases for _, cases in columns(study, table)], known[known.starts]
     with matplotlib.style.context(drawing.STYLE):
         fig = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
         ax = fig.subplots()
         for case, mine in known.groupby("case", sort=False):
             marker = "osD^vP*"[[case in cases for cases in tasks].index(True) % 7]
             colour = COLOURS.get(study.cases[case]["policy"], drawing.INK)
-            ax.plot(mine.delta_q_first, loss[mine.index], marker, color=colour, ms=7, alpha=0.75, mew=0, label=case)
+            for filled, them in mine.groupby("starts"):
+                ax.plot(them.delta_q_first, them.loss, marker, color=colour, ms=7, alpha=0.8, mew=1.2,
+                        mfc=colour if filled else "white", label=case if filled == mine.starts.any() else None)
         ax.axhline(0, color=drawing.INK, lw=0.8)
         ax.set_xscale("symlog", linthresh=1e-3)
         ax.set_xlim(-2e-4, 1.5 * max(known.delta_q_first, default=1))
@@ -31,11 +43,12 @@ def draw(study, table):
                ylabel="share of memory's gain that is lost\n(0: as good as the reference, 1: no better than no memory)")
         if len(known):
             fig.legend(loc="outside right center", frameon=False)
-        rank = spearmanr(known.delta_q_first, loss).statistic if len(known) > 2 else float("nan")
+        rank = spearmanr(starts.delta_q_first, starts.loss).statistic if len(starts) > 2 else float("nan")
         says = [word for least, word in SAYS.items() if abs(rank) >= least] or ["nothing yet"]
         return drawing.finish(
-            fig, f"How stale a window's start is (Delta-Q) says {says[-1]} about what is lost",
-            f"A dot is one change to the reference, for one algorithm on one task; there are {len(known)}. The rank correlation "
-            f"(Spearman's) of their Delta-Q and their loss is {decimals(rank)}: 1 if the staler one always lost more, 0 if there "
-            "were no order. Delta-Q (Kapturowski et al. 2019) is how far the critic's values are off because a window "
-            "starts from another state than the one unrolled over the episode.")
+            fig, f"How stale a window's start is (Delta-Q) says {says[-1]} about what other starts lose",
+            f"A dot is one change to the reference, for one algorithm on one task. Filled dots ({len(starts)}) change only what "
+            f"a window starts from; the rank correlation (Spearman's) of their Delta-Q and their loss is {decimals(rank)}: 1 if "
+            "the staler one always lost more, 0 if there were no order. Hollow dots change something else, such as a window's "
+            "length, and lose for other reasons. Delta-Q (Kapturowski et al. 2019) is how far the critic's values are off because "
+            "a window starts from another state than the one unrolled over the episode.")

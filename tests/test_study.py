@@ -233,14 +233,18 @@ def test_what_is_identical_is_explained_where_there_is_such_a_thing(made):
 
 
 @pytest.mark.parametrize("share,says", [
-    ([0.9, 0.8, 0.7], "nearly all about what is lost"), ([0.9, 0.6, 0.8], "much about"), ([0.9], "nothing yet")])
+    ([0.9, 0.8, 0.7], "nearly all about what other starts lose"), ([0.9, 0.6, 0.8], "much about"), ([0.9], "nothing yet")])
 def test_staleness_is_said_in_words(made, share, says):
-    """And what is correlated, how many dots there are, what a loss of 0 and of 1 is. Delta-Q rises from dot to dot."""
+    """And what is correlated, how many dots there are, what a loss of 0 and of 1 is. Delta-Q rises from dot to dot. An arm that
+    changes more than a window's start, and one that is the common arm to the bit, are not correlated."""
     read = study.read(str(made / "study.toml"), str(made / "results"))
     table = pd.DataFrame(dict(case="PPO, cue", arm="zero", share=share, delta_q_first=[0.01 * i for i, _ in enumerate(share)]))
+    other = pd.DataFrame(dict(case="PPO, cue", arm=["short", "zero"], share=[0.1, 1], delta_q_first=0, share_low=[0, 1],
+                              share_high=[0.2, 1]))
+    table = pd.concat([table.assign(share_low=0, share_high=0.5), other])
     fig = study_figures.staleness_figure.draw(read, table)
     assert says in fig._suptitle.get_text()
-    assert f"there are {len(share)}. The rank correlation (Spearman's) of their Delta-Q and their loss is " in \
+    assert f"Filled dots ({len(share)}) change only what a window starts from; the rank correlation" in \
         " ".join(fig._supxlabel.get_text().split())
     assert "(0: as good as the reference, 1: no better than no memory)" in fig.axes[0].get_ylabel()
 
