@@ -107,7 +107,8 @@ def read_study(path, results_dir, imports=False):
         fail(f"{path} is not TOML: {str(error)[:200]}")
     seeds, common = study.pop("seeds", None), study.pop("common", {})
     arms, cases = study.pop("runs", None), study.pop("cases", [{}])
-    study.pop("answers", None)                                         # for plot.py
+    for name in ("answers", "reference"):                              # for plot.py
+        study.pop(name, None)
     if study:
         fail(f"{path}: unknown '{next(iter(study))}'; there are seeds, [common], [[cases]] and [[runs]]")
     if not isinstance(seeds, list) or not seeds:

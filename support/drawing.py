@@ -20,7 +20,6 @@ COLOURS = {"none": "#6b6b6b", "LSTM": "#0072b2", "GRU": "#d55e00", "minGRU": "#0
 STYLE = ["default", {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
                      "grid.color": "#e8e8e8", "axes.axisbelow": True, "text.parse_math": False}]   # a $ in a name is a $
 SPREAD = f"{INTERVAL}, with fewer than {FEW} seeds their range"
-BETTER = " times the worst seed with memory ends above the best one without"
 short = EngFormatter(sep="")                                           # 200k, 1.5M
 
 
@@ -65,11 +64,19 @@ def grouped(lines, key):
     return groups
 
 
-def tally(lines, sentence=""):
-    """How many lines have all seeds above all seeds of their line without memory, "3 of 5", and a sentence; else an empty text"""
+def tally(lines):
+    """How many lines have all seeds above all seeds of their line without memory, "3 of 5"; else an empty text"""
     pairs = [line for line in lines if line.without]
     better = sum(line.last.min() > line.without.last.max() for line in pairs)
-    return f"{better} of {len(pairs)}{sentence}" if pairs else ""
+    return f"{better} of {len(pairs)}" if pairs else ""
+
+
+def verdict(lines):
+    """What memory does to all of these lines, as a sentence, or an empty text."""
+    seen = grouped(lines, lambda line: line.heading.endswith("fully observed"))
+    counts = [f"{tally(seen[kind])} times where {where}" for kind, where in
+              ((False, "something is hidden"), (True, "all is seen")) if tally(seen.get(kind, []))]
+    return "Every seed with memory ends above every seed without: " + ", ".join(counts) if counts else ""
 
 
 def limits(values, least, most):
@@ -147,7 +154,7 @@ def overview(lines):
         _, unit, *ends = task(them[0].env)
         values = [x for row in rows if row for x in (row[2], [row[3]] if row[3] else [])]
         panels.append((": ".join(filter(None, [words, tally(them)])), unit, limits(values, *ends), marks(them[0].env), rows[:-1]))
-    return dot_plot(tally(lines, BETTER) or "Return at the end of training",
+    return dot_plot(verdict(lines) or "Return at the end of training",
                     (f"the mean of its last {LAST} evaluations.", SOURCES * (published != PUBLISHED)), panels)
 
 
@@ -159,9 +166,9 @@ def curves(lines, column="return_mean"):
                            f", {len(line.runs)}\u00a0seed{'s' * (len(line.runs) > 1)}", 22) for line in mine]
             for mine in panels]                                        # what stands beside the end of each line
     down, tall = -(-len(panels) // across), max(3.3 - across * 0.8, *(0.16 * "\n".join(them).count("\n") + 0.4 for them in ends))
-    (_, unit, *most), title = task(lines[0].env), "\n".join(filter(None, [lines[0].heading, tally(lines, BETTER)]))
+    (_, unit, *most), title = task(lines[0].env), "\n".join(filter(None, [lines[0].heading, verdict(lines)]))
     text = (f"A line is the mean over seeds, the band its {SPREAD}; thin lines are seeds. Numbers are "
-            f"means of the last {LAST} evaluations. Nothing is smoothed.")
+            f"means of the last {LAST} evaluations, which is how a seed ends. Nothing is smoothed.")
     if column != "return_mean":
         unit, most, title = "Delta-Q", (0, None), f"{lines[0].heading}: Delta-Q, {column[8:]} trained step of a window"
     if any(not run.finished for line in lines for run in line.runs):
@@ -189,7 +196,8 @@ def panel(ax, lines, column, texts, tall):
             seed = run.table[column].dropna().sort_index()
             ax.plot(seed.index, seed, lw=0.6, alpha=0.45 * (len(line.runs) > 1), zorder=2, **look)
             ax.plot(seed.index[-1:], seed.iloc[-1:], "" if run.finished else "x", color=line.colour, ms=8, mew=2, zorder=4)
-        labels.append(((table.mean(axis=1).iloc[-1] - low) / (high - low), text, line.colour, dashes))
+        end = line.last.mean() if column == "return_mean" else table.mean(axis=1).iloc[-1]      # in the order of the numbers
+        labels.append(((end - low) / (high - low), text, line.colour, dashes))
     ends = [f"{line.label} {number(line.last.mean())}" for line in lines]
     title = f"{lines[0].policy}: {', '.join(ends)}" if column == "return_mean" else lines[0].policy
     ax.set_title(title if len(title) < 45 else lines[0].policy, loc="left", weight="bold", size=10)

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from support import drawing
 from support.statistics import INTERVAL, interval
 from support.system import fail, regular
-from support.tasks import task
-from support.words import middle, wrap
+from support.tasks import marks, task
+from support.words import ALGORITHMS, middle, wrap
 
 FIGURES = {                                                            # kind: title, axes, explanation
     "lookback": (
-        "How far back does a policy look?", "steps back", "how far the action moves",
+        "How far back does a policy look?", "steps back", "the action moves by",
         "One row of the history is replaced by another episode's. The line says how far the action then moves, in units of its "
         "own spread; with discrete actions, how often it is another one. It is the mean over episodes, the band its "),
     "memory_steps": (
@@ -41,38 +41,52 @@ def files(folder, *kinds):
 
 
 def draw(folder, own=()):
-    """The figures of a folder's files, {"lookback": figure, "memory_steps": figure}, with a panel per policy. The
-    reader's own, of the folders in `own`, stand after them and have names. Exits with 2 and one line if a file is damaged."""
+    """The figures of a folder's files, {"lookback": figure, "memory_steps": figure}: a panel per task, a line per policy. The
+    reader's own, of the folders in `own`, have panels after them, with names. Exits with 2 and one line if a file is damaged."""
     drawn = {}
     for kind, (title, x_label, y_label, text) in FIGURES.items():
+        panels = {}
         try:
-            found = [(*read(path), os.path.basename(path).removesuffix(f".{kind}.csv") if at in own else "")
-                     for at in (folder, *own) for path in files(at, kind)]
+            for at in (folder, *own):
+                for path in files(at, kind):
+                    about, table = read(path)
+                    name = os.path.basename(path).removesuffix(f".{kind}.csv") if at in own else ""
+                    env, observe, steps = about["config"]["env"], about["config"]["observe"], table.iloc[:, 0].drop_duplicates()
+                    seen = f", {observe} only" if observe != "full" else "" if env.startswith("Cue") else ", fully observed"
+                    key = (env, seen, tuple(steps), name)
+                    panels.setdefault(key, []).append((about["config"]["policy"], table))
         except ValueError as error:
             fail(str(error))
-        if not found:
-            continue
-        across = min(3, len(found))
-        down = -(-len(found) // across)
-        with matplotlib.style.context(drawing.STYLE):
-            fig = Figure(figsize=(9, 1.2 + 2.3 * down), dpi=150, layout="constrained")
-            axes = fig.subplots(down, across, squeeze=False).flat
-            for ax, (about, table, name) in zip(axes, found):
-                steps, value = table.iloc[:, 0].drop_duplicates(), table.columns[-1]
-                each = np.stack([table[table.iloc[:, 0] == step][value] for step in steps], 1)  # (episodes, steps)
-                low, high, _ = interval(each)
-                x = np.arange(len(steps)) if kind == "memory_steps" else steps.astype(int)
-                ax.fill_between(x, low, high, alpha=0.25, lw=0, color=drawing.COLOURS["LSTM"])
-                ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "", color=drawing.COLOURS["LSTM"])
-                if kind == "memory_steps":
-                    ax.set_xticks(x, steps)
-                config = about["config"]
-                seen = {"full": ""}.get(config["observe"], f", {config['observe']} only")
-                words = f"{config['policy']}: {task(config['env'], seen)[0]}"
-                whose = f"\nyours: {middle(name, 50)}" if name else ""
-                ax.set_title(wrap(" ".join(words.split()) + whose, 30), loc="left", weight="bold", size=10)
-                ax.set(xlabel=x_label, ylabel=y_label)
-                bottom, top = min(0, low.min()), max(1e-6, high.max())
-                ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))
-            drawn[kind] = drawing.finish(fig, title, text + INTERVAL + ".")
+        if panels:
+            across = min(3, len(panels))
+            down = -(-len(panels) // across)
+            with matplotlib.style.context(drawing.STYLE):
+                fig = Figure(figsize=(9, 1.2 + 2.5 * down), dpi=150, layout="constrained")
+                for ax, (key, lines) in zip(fig.subplots(down, across, squeeze=False).flat, panels.items()):
+                    panel(ax, kind, *key, lines)
+                    ax.set_xlabel(x_label)
+                    ax.set_ylabel(ax.get_ylabel() or y_label)
+                drawn[kind] = drawing.finish(fig, title, text + INTERVAL + ".")
     return drawn
+
+
+def panel(ax, kind, env, seen, steps, name, lines):
+    """One task: a line per policy, with its band."""
+    x, values = np.arange(len(steps)) if kind == "memory_steps" else np.array(steps, int), []
+    for policy, table in lines:
+        each = np.stack([table[table.iloc[:, 0] == step][table.columns[-1]] for step in steps], 1)      # (episodes, steps)
+        low, high, _ = interval(each)
+        colour = ALGORITHMS.get(policy, drawing.INK)
+        ax.fill_between(x, low, high, alpha=0.2, lw=0, color=colour)
+        ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "", ms=4, color=colour, label=policy)
+        values += [low, high]
+    words, unit, *_ = task(env, seen)
+    if kind == "memory_steps":
+        ax.set_xticks(x, steps)
+        ax.set_ylabel(drawing.mark(ax.axhline, unit, marks(env), "\n"))
+    if len(lines) > 1:
+        ax.legend(loc="upper left", frameon=False, fontsize=8, ncols=2, handlelength=1.2, columnspacing=0.8)
+    words = " ".join(words.split()) if len(lines) > 1 else f"{lines[0][0]}: {' '.join(words.split())}"
+    ax.set_title(wrap(words + f"\nyours: {middle(name, 50)}" * bool(name), 27), loc="left", weight="bold", size=10)
+    bottom, top = min(0, np.min(values)), max(1e-6, np.max(values))
+    ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))

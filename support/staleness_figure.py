@@ -5,10 +5,8 @@ from scipy.stats import spearmanr
 
 from support import drawing
 from support.study import COMMON, columns
-from support.words import decimals
+from support.words import ALGORITHMS, decimals
 
-COLOURS = {"TD3": "#0072b2", "PPO": "#009e73", "SAC": "#cc79a7", "A2C": "#a08a00", "R2D1": "#d55e00", "DDPG": "#56b4e9",
-           "REINFORCE": "#8a6a55", "BCQ": "#222222"}                   # after Okabe and Ito
 SAYS = {0: "next to nothing", 0.2: "a little", 0.5: "much", 0.8: "nearly all"}     # from which rank correlation on
 START = {"hidden_init", "burn_in", "hidden_refresh", "critic_hidden"}  # flags that change nothing but what a window starts from
 WORDS = {"name", "words", "question"}                                  # what an arm has besides flags
@@ -31,7 +29,7 @@ def draw(study, table):
         ax = fig.subplots()
         for case, mine in known.groupby("case", sort=False):
             marker = "osD^vP*"[[case in cases for cases in tasks].index(True) % 7]
-            colour = COLOURS.get(study.cases[case]["policy"], drawing.INK)
+            colour = ALGORITHMS.get(study.cases[case]["policy"], drawing.INK)
             for filled, them in mine.groupby("starts"):
                 ax.plot(them.delta_q_first, them.loss, marker, color=colour, ms=7, alpha=0.8, mew=1.2,
                         mfc=colour if filled else "white", label=case if filled == mine.starts.any() else None)

@@ -24,6 +24,7 @@ class Study:
     arms: dict                  # name -> its table [[runs]]
     cases: dict                 # name -> its table [[cases]], and how many runs are `planned`
     answers: dict               # question -> sentence, of those that are answered
+    reference: dict             # question -> what the common arm has of what the question varies
     seeds: int
     runs: pd.DataFrame          # a row per finished run: case, arm, seed, score, last, delta_q_first ..., cpu_minutes
 
@@ -37,8 +38,9 @@ def read(path, folder):
         arms, cases = [{table["name"]: table for table in toml[kind]} for kind in ("runs", "cases")]
         assert {COMMON, NONE} <= set(arms), f"two of its [[runs]] must have the names '{COMMON}' and '{NONE}'"
         asked = {arm["question"] for arm in arms.values()}
-        for question in toml.get("answers", {}):
-            assert question in asked, f"'{question}' in [answers] must be the question of some [[runs]]"
+        said = [toml.get(kind, {}) for kind in ("answers", "reference")]
+        for question in {**said[0], **said[1]}:
+            assert question in asked, f"'{question}' in [answers] or [reference] must be the question of some [[runs]]"
         for name, case in cases.items():
             case["planned"] = sum(len(tables.seeds_of(arm, case, toml["seeds"]))
                                   for arm in arms.values() if arm["name"] not in case.get("without", []))
@@ -52,7 +54,7 @@ def read(path, folder):
     runs = runs[runs.arm.isin(list(arms))]
     if runs.empty:
         fail(f"no finished run of {path} is in '{folder}'; run sweep.py first, or give another --results_dir")
-    return Study(arms, cases, toml.get("answers", {}), len(toml["seeds"]), runs)
+    return Study(arms, cases, *said, len(toml["seeds"]), runs)
 
 
 def scores(path):

@@ -25,6 +25,8 @@ def answers(study, table):
     cases = [case for _, them in groups for case in them]
     same = (table.share_low == 1) & (table.share_high == 1) & (table.arm != COMMON)
     empty = any((case, arm) not in rows.index for case in cases for arms in asked.values() for arm in arms)
+    planned = sum(case["planned"] for case in study.cases.values())
+    late = len(study.runs) < planned
     left, top, tall, head, gap = 2.85, 1.75, 0.42, 0.36, 0.1            # all in inches
     wide = min(1.1, (12 - left - 0.1 - gap * (len(groups) - 1)) / len(cases))
     bottom = top + 0.62 + sum(head + tall * len(arms) for arms in asked.values())
@@ -40,8 +42,9 @@ def answers(study, table):
         write(0.15, 0.83, textwrap.fill(
             f"The reference: {words(study, COMMON)}. Each row changes one thing about it. A number is the share of what memory "
             "adds to the score (the mean return while training) that is kept: 1 is as good as the reference, 0 no better than no "
-            f"memory. Below it is its 95% interval over {study.seeds} seeds. A ring \u25cb marks what is not told apart from the "
-            "reference." + ' "identical": every seed has the very same score, as this changes nothing there.' * bool(same.any())
+            f"memory. Below it is its 95% interval over {study.seeds} seeds{', or n' * late}. A ring \u25cb: not told apart from "
+            "the reference, which says little if the interval is wide."
+            + ' "identical": every seed has the very same score, as this changes nothing there.' * bool(same.any())
             + " An empty cell: there is no such choice, or it is the reference itself." * empty, 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
@@ -65,10 +68,10 @@ def answers(study, table):
                     cell(write, ax, (left_of[case], y, wide, tall), rows, case, arm, study.seeds)
                 y += tall
         key(write, ax, left, bottom + 0.28)
-        planned, begun = sum(case["planned"] for case in study.cases.values()), set(cases)
-        if len(study.runs) < planned:
-            write(7.5, bottom + 0.35, f"Unfinished: {len(study.runs)} of {planned} runs.\n" + textwrap.fill(
-                ", ".join(f"{case}: none yet" for case in study.cases if case not in begun), 70), 8, color=LATE, va="top")
+        if late:
+            waiting = ", ".join(case for case in study.cases if case not in set(cases))
+            write(11.9, 0.28, f"Unfinished:\n{len(study.runs)} of {planned} runs", 9, color=LATE, ha="right")
+            write(7.5, bottom + 0.35, textwrap.fill(f"No runs yet: {waiting}" * bool(waiting), 70), 8, color=LATE, va="top")
     return fig
 
 
@@ -83,7 +86,7 @@ def cell(write, ax, box, rows, case, arm, seeds):
     same = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
     # Arms that are the same computation, as windows of 32 steps and whole episodes of 11, have the same scores to the bit
     small = "identical" if row.share_low == row.share_high == 1 else \
-        f"{decimals(row.share_low)}{' to ' if row.share_low < 0 else chr(0x2013)}{decimals(row.share_high)}"
+        f"{decimals(row.share_low)} to {decimals(row.share_high)}"
     lines = [(("\u25cb " if same else "") + decimals(row.share), 10.5), (small, 7.2)]
     if arm == NONE:
         lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
@@ -111,6 +114,7 @@ def key(write, ax, x, y):
 def question(study, table, asked):
     """One question: its arms between the reference and no memory, a panel per case."""
     arms, panels = list(dict.fromkeys([COMMON, *questions(study)[asked], NONE])), []
+    reference = ": ".join(["reference", *filter(None, [study.reference.get(asked)])])
     for name, cases in columns(study, table):
         env = study.cases[cases[0]]["env"]
         _, unit, *ends = tasks.task(env)
@@ -119,7 +123,7 @@ def question(study, table, asked):
             mine = study.runs[study.runs.case == case]
             if mine.arm.isin(questions(study)[asked]).any():
                 panels.append((f"{study.cases[case]['policy']}: {name}", unit, ends, tasks.marks(env), [
-                    ("the reference" if arm == COMMON else words(study, arm), LOOKS.get(arm, "#d55e00"),
+                    (reference if arm == COMMON else words(study, arm), LOOKS.get(arm, "#d55e00"),
                      mine[mine.arm == arm].score, None) for arm in arms]))
     return drawing.dot_plot(study.answers.get(asked, asked), (
         "the mean of all its evaluations but the one before training.",

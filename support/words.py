@@ -1,6 +1,9 @@
-"""Numbers and names as figures and tables show them."""
+"""Numbers, names and colours as figures and tables show them."""
 import math
 import textwrap
+
+ALGORITHMS = {"TD3": "#0072b2", "PPO": "#009e73", "SAC": "#cc79a7", "A2C": "#a08a00", "R2D1": "#d55e00", "DDPG": "#56b4e9",
+              "REINFORCE": "#8a6a55", "BCQ": "#222222"}                # where a figure compares these, and all have memory
 
 
 def number(x):

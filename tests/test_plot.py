@@ -243,7 +243,7 @@ def test_the_overview_says_what_it_shows(results):
     fig = drawing.overview(lines_of(results))
     hidden, full = fig.axes
     said = texts(fig)
-    for words in ("1 of 1 times the worst seed with memory ends above the best one without", "11 (3)", "2 (3)",
+    for words in ("Every seed with memory ends above every seed without: 1 of 1 times where all is seen", "11 (3)", "2 (3)",
                   "Hop on one leg, fully observed: 1 of 1", "Hop on one leg, positions only"):
         assert words in said, words
     assert [tick.get_text() for tick in full.get_yticklabels()] == ["TD3, no memory", "TD3, LSTM", "PPO, no memory", "PPO, LSTM"]
