@@ -387,6 +387,19 @@ def test_mask_and_disturbances_work_together():
     assert 0.3 < np.mean(np.array(states) == 0) < 0.7
 
 
+@pytest.mark.parametrize("env_id", ["HopperBulletEnv-v0", "Walker2DBulletEnv-v0", "HumanoidBulletEnv-v0"])
+def test_no_contact_outlives_its_episode(env_id):
+    """Else a foot that lands where one stood in the episode before gets a share of its impulse."""
+    env, touched = make_env(env_id), 0
+    for episode in range(3):
+        env.reset(seed=episode)
+        assert not env.unwrapped._p.getContactPoints()
+        for _ in range(30):
+            env.step(np.ones(env.action_space.shape, np.float32))
+        touched += len(env.unwrapped._p.getContactPoints())
+    assert touched
+
+
 @pytest.mark.parametrize("env_id", ["HopperBulletEnv-v0", "AntBulletEnv-v0", "Pendulum-v1"])
 def test_same_seed_same_episode(env_id):
     """Whatever was played before: a seeded reset starts the same episode, in this environment and in a new one."""
