@@ -304,6 +304,8 @@ class NoOldContacts(gym.Wrapper):
     share of its impulse. So one episode in some hundred depended, in its last digits, on the episode before, and could not be
     played again. Here robots are lifted to where nothing touches before they are put back."""
 
+    spec = property(lambda self: self.env.spec)                        # as in Checked
+
     def reset(self, **how):
         if getattr(self.unwrapped, "physicsClientId", -1) >= 0:        # not before the first reset
             physics = self.unwrapped._p
