@@ -97,7 +97,7 @@ def cell(write, ax, box, rows, case, arm, seeds):
         lines.append(("range, " * (row.share_kind == "range") + f"n={row.share_n:.0f}", 6.2))
     ax.add_patch(Rectangle((x, y), wide, tall, facecolor=colour, edgecolor="white", lw=1.5))
     at = y + tall / 2 - sum(size for _, size in lines) / 2 / 72 * 1.05
-    for (text, size), bold in zip(lines, (not same, False, False)):
+    for (text, size), bold in zip(lines, (row.share_kind == "interval" and not same, False, False)):
         at += size / 72 * 1.05
         size = min(size, 0.94 * wide * 72 / (0.6 * len(text)))         # so that the text fits
         write(x + wide / 2, at - 0.02, text, size, ha="center", va="baseline", color=ink, weight=700 if bold and shown else 400)
