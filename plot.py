@@ -38,7 +38,7 @@ from support import drawing, lookback_figures, study, study_figures, tables
 from support.results import read_info
 from support.statistics import LAST, interval
 from support.system import Parser, fail
-from support.tasks import TASKS
+from support.tasks import FULL, TASKS, what_is_seen
 from support.words import middle, number, text
 
 REFERENCE, HISTORY, OWN = os.path.join("results", "reference"), os.path.join("results", "history"), "results"
@@ -48,7 +48,6 @@ BOOKKEEPING = {"seed"} | NOT_LEARNING
 NOISE = ["flicker", "obs_noise", "sensor_dropout", "env_kwargs"]
 NAMED = ["env", "observe", *NOISE, "policy", "recurrent_actor", "recurrent_critic", "core"]    # each stands elsewhere in a figure
 MEMORY = {f.name for f in fields(MemoryFlags)}
-OBSERVE = {"full": "fully observed", "positions": "positions only", "velocities": "velocities only"}
 CORES = {"lstm": "LSTM", "gru": "GRU", "mingru": "minGRU"}
 WHOSE = {(True, True): "", (True, False): " actor only", (False, True): " critic only"}
 Run = collections.namedtuple("Run", "path own config table finished")  # table: a row per evaluation (support/tables.py)
@@ -127,7 +126,7 @@ def choose(runs, wanted):
 def task_of(config):
     """The environment; what the agent sees, in words; a file's name made of both."""
     noise = [middle(f"{k}={text(config[k])}", 44) for k in NOISE if config.get(k)]
-    return (config["env"], ", ".join([OBSERVE.get(config["observe"], f"entries {config['observe']}"), *noise]),
+    return (config["env"], ", ".join([what_is_seen(config["observe"]), *noise]),
             re.sub(r'[<>:"/\\|?*]', "-", "_".join([config["env"], config["observe"], *noise])))
 
 
@@ -144,7 +143,7 @@ def make_lines(runs):
     # Tasks as in TASKS, partly observed ones first; no memory before LSTM, lines of few flags first, numbers before words
     lines.sort(key=lambda line: (
         [bool(re.fullmatch(pattern, line.env)) for pattern, *_ in TASKS].index(True), line.env,
-        line.seen == OBSERVE["full"], line.file, POLICIES.index(line.policy), line.own,
+        line.seen == FULL, line.file, POLICIES.index(line.policy), line.own,
         [*drawing.COLOURS.values(), line.colour].index(line.colour), line.memory, len(line.flags),
         [(k, isinstance(v, str), -math.inf if v is None else v) for k, v in line.flags.items()]))
     for mine in drawing.grouped(lines, lambda line: (line.file, line.policy)).values():
@@ -226,9 +225,12 @@ def main(argv=None):
                     if measured:
                         drawn[file + f"_{column}" * (column != "return_mean")] = drawing.curves(measured, column)
         mine = plots_dir == OWN_PLOTS
-        for path in glob.glob(os.path.join(OWN_PLOTS, "*.png")) * mine:        # of an earlier call, its runs may be gone
-            if os.path.isfile(path) and MADE in open(path, "rb").read(500).decode("latin-1"):
-                os.remove(path)
+        if mine:                                                       # an earlier call's figures go, their runs may be gone
+            for path in filter(os.path.isfile, glob.glob(os.path.join(OWN_PLOTS, "*.png"))):
+                with open(path, "rb") as file:
+                    made = MADE.encode() in file.read(500)
+                if made:
+                    os.remove(path)
         for file, fig in drawn.items():
             fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": MADE if mine else None})
         table.to_csv(os.path.join(plots_dir, "summary.csv"), index=False, lineterminator="\n", float_format="%.6g")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from support.statistics import FEW, INTERVAL, LAST, interval
-from support.tasks import PUBLISHED, SOURCES, marks, task
+from support.tasks import FULL, PUBLISHED, SOURCES, heading, marks, task
 from support.words import middle, number, wrap
 
 MOST = 4                                                               # lines in a panel
@@ -51,9 +51,7 @@ class Line:
 
     @property
     def heading(self):
-        """The task in one line: what is to be done and what is seen."""
-        words = task(self.env)[0].replace("\n", " ")
-        return words if words.startswith("Recall") and self.seen == "fully observed" else f"{words}, {self.seen}"
+        return heading(self.env, self.seen)
 
 
 def grouped(lines, key):
@@ -73,7 +71,7 @@ def tally(lines):
 
 def verdict(lines):
     """What memory does to all of these lines, as a sentence, or an empty text."""
-    seen = grouped(lines, lambda line: line.heading.endswith("fully observed"))
+    seen = grouped(lines, lambda line: line.heading.endswith(FULL))
     counts = [f"{tally(seen[kind])} times where {where}" for kind, where in
               ((False, "something is hidden"), (True, "all is seen")) if tally(seen.get(kind, []))]
     return "Every seed with memory ends above every seed without: " + ", ".join(counts) if counts else ""

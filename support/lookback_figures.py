@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from support import drawing
 from support.statistics import INTERVAL, interval
 from support.system import fail, regular
-from support.tasks import marks, task
+from support.tasks import heading, marks, task, what_is_seen
 from support.words import ALGORITHMS, middle, wrap
 
 FIGURES = {                                                            # kind: title, axes, explanation
@@ -51,10 +51,9 @@ def draw(folder, own=()):
                 for path in files(at, kind):
                     about, table = read(path)
                     name = os.path.basename(path).removesuffix(f".{kind}.csv") if at in own else ""
-                    env, observe, steps = about["config"]["env"], about["config"]["observe"], table.iloc[:, 0].drop_duplicates()
-                    seen = f", {observe} only" if observe != "full" else "" if env.startswith("Cue") else ", fully observed"
-                    key = (env, seen, tuple(steps), name)
-                    panels.setdefault(key, []).append((about["config"]["policy"], table))
+                    config, steps = about["config"], table.iloc[:, 0].drop_duplicates()
+                    key = (config["env"], what_is_seen(config["observe"]), tuple(steps), name)
+                    panels.setdefault(key, []).append((config["policy"], table))
         except ValueError as error:
             fail(str(error))
         if panels:
@@ -71,7 +70,7 @@ def draw(folder, own=()):
 
 
 def panel(ax, kind, env, seen, steps, name, lines):
-    """One task: a line per policy, with its band."""
+    """One task: a line per policy, with its band. seen: as what_is_seen says"""
     x, values = np.arange(len(steps)) if kind == "memory_steps" else np.array(steps, int), []
     for policy, table in lines:
         each = np.stack([table[table.iloc[:, 0] == step][table.columns[-1]] for step in steps], 1)      # (episodes, steps)
@@ -80,13 +79,12 @@ def panel(ax, kind, env, seen, steps, name, lines):
         ax.fill_between(x, low, high, alpha=0.2, lw=0, color=colour)
         ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "", ms=4, color=colour, label=policy)
         values += [low, high]
-    words, unit, *_ = task(env, seen)
     if kind == "memory_steps":
         ax.set_xticks(x, steps)
-        ax.set_ylabel(drawing.mark(ax.axhline, unit, marks(env), "\n"))
+        ax.set_ylabel(drawing.mark(ax.axhline, task(env)[1], marks(env), "\n"))
     if len(lines) > 1:
         ax.legend(loc="upper left", frameon=False, fontsize=8, ncols=2, handlelength=1.2, columnspacing=0.8)
-    words = " ".join(words.split()) if len(lines) > 1 else f"{lines[0][0]}: {' '.join(words.split())}"
+    words = f"{lines[0][0]}: " * (len(lines) == 1) + heading(env, seen)
     ax.set_title(wrap(words + f"\nyours: {middle(name, 50)}" * bool(name), 27), loc="left", weight="bold", size=10)
     bottom, top = min(0, np.min(values)), max(1e-6, np.max(values))
     ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from support import drawing
-from support.study import COMMON, columns
+from support.study import COMMON, columns, identical
 from support.words import ALGORITHMS, decimals
 
 SAYS = {0: "next to nothing", 0.2: "a little", 0.5: "much", 0.8: "nearly all"}     # from which rank correlation on
@@ -20,8 +20,7 @@ def only_starts(study, arm):
 
 def draw(study, table):
     """How much does Delta-Q say about the loss? Arms that are the common one to the bit are left out: they say nothing."""
-    same = (table.share_low == 1) & (table.share_high == 1)
-    known = table[table.delta_q_first.notna() & table.share.notna() & ~same & (table.arm != COMMON)]
+    known = table[table.delta_q_first.notna() & table.share.notna() & ~identical(table) & (table.arm != COMMON)]
     known = known.assign(loss=1 - known.share, starts=[only_starts(study, arm) for arm in known.arm])
     tasks, starts = [cases for _, cases in columns(study, table)], known[known.starts]
     with matplotlib.style.context(drawing.STYLE):

@@ -98,6 +98,11 @@ def words(study, arm):
     return study.arms[arm].get("words", arm)
 
 
+def identical(row):
+    """Has an arm the common arm's score in every seed? row: of the tidy table, or all of them"""
+    return (row.share_low == 1) & (row.share_high == 1)
+
+
 def questions(study):
     """{question: its arms}, Q1 first. The common arm belongs to no question."""
     asked = {}

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from support import drawing, staleness_figure, tasks
 from support.drawing import FAINT, INK
-from support.study import COMMON, NONE, columns, progress, questions, words
+from support.study import COMMON, NONE, columns, identical, progress, questions, words
 from support.words import decimals
 
 COLOURS = LinearSegmentedColormap.from_list("", ["#b3480a", "#ef9f5c", "#fbf7f0", "#8fbbdd", "#1f639f"])
@@ -23,7 +23,7 @@ def answers(study, table):
     """The picture that answers all: a row per choice, a column per case, the share of memory's gain that is kept."""
     groups, asked, rows = columns(study, table), questions(study), table.set_index(["case", "arm"])
     cases = [case for _, them in groups for case in them]
-    same = (table.share_low == 1) & (table.share_high == 1) & (table.arm != COMMON)
+    same = bool(identical(table[table.arm != COMMON]).any())
     empty = any((case, arm) not in rows.index for case in cases for arms in asked.values() for arm in arms)
     planned = sum(case["planned"] for case in study.cases.values())
     late = len(study.runs) < planned
@@ -44,7 +44,7 @@ def answers(study, table):
             "adds to the score (the mean return while training) that is kept: 1 is as good as the reference, 0 no better than no "
             f"memory. Below it is its 95% interval over {study.seeds} seeds{', or n' * late}. A ring \u25cb: not told apart from "
             "the reference, which says little if the interval is wide."
-            + ' "identical": every seed has the very same score, as this changes nothing there.' * bool(same.any())
+            + ' "identical": every seed has the very same score, as this changes nothing there.' * same
             + " An empty cell: there is no such choice, or it is the reference itself." * empty, 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
@@ -83,11 +83,10 @@ def cell(write, ax, box, rows, case, arm, seeds):
     shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
     colour = COLOURS(NORM(row.share)) if shown else EMPTY
     ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
-    same = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
+    ring = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
     # Arms that are the same computation, as windows of 32 steps and whole episodes of 11, have the same scores to the bit
-    small = "identical" if row.share_low == row.share_high == 1 else \
-        f"{decimals(row.share_low)} to {decimals(row.share_high)}"
-    lines = [(("\u25cb " if same else "") + decimals(row.share), 10.5), (small, 7.2)]
+    small = "identical" if identical(row) else f"{decimals(row.share_low)} to {decimals(row.share_high)}"
+    lines = [(("\u25cb " if ring else "") + decimals(row.share), 10.5), (small, 7.2)]
     if arm == NONE:
         lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
                  (f"{decimals(row.score)}, {decimals(rows.loc[(case, COMMON)].score)}", 7.2)]
@@ -97,7 +96,7 @@ def cell(write, ax, box, rows, case, arm, seeds):
         lines.append(("range, " * (row.share_kind == "range") + f"n={row.share_n:.0f}", 6.2))
     ax.add_patch(Rectangle((x, y), wide, tall, facecolor=colour, edgecolor="white", lw=1.5))
     at = y + tall / 2 - sum(size for _, size in lines) / 2 / 72 * 1.05
-    for (text, size), bold in zip(lines, (row.share_kind == "interval" and not same, False, False)):
+    for (text, size), bold in zip(lines, (row.share_kind == "interval" and not ring, False, False)):
         at += size / 72 * 1.05
         size = min(size, 0.94 * wide * 72 / (0.6 * len(text)))         # so that the text fits
         write(x + wide / 2, at - 0.02, text, size, ha="center", va="baseline", color=ink, weight=700 if bold and shown else 400)
@@ -114,7 +113,7 @@ def key(write, ax, x, y):
 def question(study, table, asked):
     """One question: its arms between the reference and no memory, a panel per case."""
     arms, panels = list(dict.fromkeys([COMMON, *questions(study)[asked], NONE])), []
-    reference = ": ".join(["reference", *filter(None, [study.reference.get(asked)])])
+    reference = f"reference: {study.reference[asked]}" if asked in study.reference else "reference"
     for name, cases in columns(study, table):
         env = study.cases[cases[0]]["env"]
         _, unit, *ends = tasks.task(env)

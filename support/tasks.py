@@ -8,6 +8,7 @@ TASKS = [(r"HopperBulletEnv-v0", r"Hop on\none leg", "return", 0, None),
          (r"CartPole-v1", r"Balance a pole\non a cart", "steps upright", 0, 500),
          (r"Pendulum-v1", r"Swing up\na pendulum", "return (0 is best)", None, 0),
          (r"(.*)", r"\1", "return", None, None)]
+FULL = "fully observed"
 # A pattern of environments' ids, a score that stands out, a word for it. Gymnasium calls a mean of 475 solved
 MARKS = [(r"Cue(?:Discrete)?\d+-v0", 0.5, "chance"), (r"CartPole-v1", 475, "solved")]
 # {(file, algorithm, has it a memory?): mean return}. They had other budgets, so they are only landmarks: docs/results.md
@@ -22,6 +23,17 @@ def task(env, seen=""):
     """An environment's task in words, what its score counts, the least and the most that it can be."""
     pattern, words, *others = next(entry for entry in TASKS if re.fullmatch(entry[0], env))
     return re.sub(pattern, words, env, count=1) + seen, *others
+
+
+def what_is_seen(observe):
+    """What an agent sees of the observation (--observe), in words."""
+    return {"full": FULL}.get(observe, f"{observe} only" if observe.isalpha() else f"entries {observe}")
+
+
+def heading(env, seen):
+    """A task in one line: what is to be done and what is seen. A cue is seen as a matter of course, so that is not said."""
+    words = task(env)[0].replace("\n", " ")
+    return words if words.startswith("Recall") and seen == FULL else f"{words}, {seen}"
 
 
 def marks(env):

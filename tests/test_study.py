@@ -258,6 +258,15 @@ def test_an_answer_is_the_title_of_its_question(made):
     assert len(sweep.read_study(str(made / "study.toml"), "results")) == 42
 
 
+def test_the_reference_says_what_it_has_of_the_question(made):
+    (made / "study.toml").write_text(STUDY + '[reference]\n"Q1 How long?" = "32 steps"\n')
+    read = study.read(str(made / "study.toml"), str(made / "results"))
+    table = study.summarise(read)
+    first = [study_figures.question(read, table, asked).axes[0].get_yticklabels()[0].get_text()
+             for asked in ("Q1 How long?", "Q2 From where?")]
+    assert first == ["reference: 32 steps", "reference"] and len(sweep.read_study(str(made / "study.toml"), "results")) == 42
+
+
 def test_a_question_shows_every_seed_on_an_axis_that_suits(made):
     read = study.read(str(made / "study.toml"), str(made / "results"))
     fig = study_figures.question(read, study.summarise(read), "Q2 From where?")
@@ -298,6 +307,7 @@ def test_a_study_that_is_half_done(made, capsys):
     (lambda made: (made / "study.toml").write_text("seeds = [0]\n[[runs]]\npolicy = 'TD3'\n"), "[[cases]]"),
     (lambda made: (made / "study.toml").write_text(STUDY.replace("no memory", "none")), "'no memory'"),
     (lambda made: (made / "study.toml").write_text(STUDY + '[answers]\n"Q9" = "Yes."\n'), "'Q9'"),
+    (lambda made: (made / "study.toml").write_text(STUDY + '[reference]\n"Q8" = "Yes."\n'), "'Q8'"),
     (lambda made: (made / "results" / "PPO_cue.csv").write_text("step\n1\n"), "PPO_cue"),
     (lambda made: [path.unlink() for path in (made / "results").iterdir()], "run sweep.py first")])
 def test_what_cannot_be_drawn_is_said_in_one_line(made, spoil, says, capsys):
