@@ -14,6 +14,8 @@ Writes results/history/swings/NAME.csv, a row per evaluation of one training:
     saturated              share of the actions' entries beyond 0.97
     stored_length          mean length of the training episodes that ended since the evaluation before
     change                 root mean square change of the actions since the last evaluation, at that evaluation's states
+    alike                  how much the actor's gradients of 48 minibatches agree: the mean cosine of two of them
+    alike_spread           the same, when the same steps are dealt out anew, so that a minibatch's steps come from many windows
 
 The training is the one that main.py does: nothing here draws from its random numbers.
 """
@@ -33,7 +35,7 @@ from support.lookback import Watched  # noqa: E402
 from utils import Buffer  # noqa: E402
 
 COLUMNS = ["step", "return", "low", "length", "averaged", "noisy", "earlier", "Q", "G", "Q_start", "G_start", "saturated",
-           "stored_length", "change"]
+           "stored_length", "change", "alike", "alike_spread"]
 
 
 class Swings:
@@ -41,10 +43,11 @@ class Swings:
 
     def __init__(self, path):
         self.evaluate, self.path, self.rows = main.evaluate, path, []
-        self.average, self.kept, self.last, self.lengths, self.running = None, [], None, [], 0
+        self.average, self.kept, self.last, self.lengths, self.running, self.buffer = None, [], None, [], 0, None
 
-    def updated(self, agent):
+    def updated(self, agent, buffer):
         """After every update: average the weights, keep some."""
+        self.buffer = buffer
         if self.average is None:
             self.average = copy.deepcopy(agent.actor)
         soft_update(agent.actor, self.average, 0.001)
@@ -73,6 +76,8 @@ class Swings:
                 row["averaged"] = self.with_actor(agent, self.average, *args)
                 row["earlier"] = " ".join(f"{self.with_actor(agent, actor, *args):.0f}" for actor in self.kept)
         row.update(self.of_critic(agent, watched, returns, lengths, env))
+        if self.buffer is not None:
+            row["alike"], row["alike_spread"] = gradients_agree(agent, self.buffer)
         row["stored_length"] = np.mean(self.lengths) if self.lengths else ""
         self.lengths = []
         self.rows.append(row)
@@ -120,6 +125,26 @@ def act_again(agent, rows):
     return agent.choose(features[0], explore=False)
 
 
+@torch.enable_grad()
+def gradients_agree(agent, buffer, minibatches=48):
+    """Mean cosine between the actor's gradients of two minibatches: as an update draws them, and of steps from many windows."""
+    state, size = buffer.rng.bit_generator.state, agent.cfg.batch_size
+    batch = buffer.sample(minibatches * size, agent.cfg.seq_len, agent.cfg.burn_in)
+    buffer.rng.bit_generator.state = state
+    features = [batch.pick(network.core(batch.history[:, :-1], agent.start_hidden(batch, network))[0])
+                for network in (agent.actor, agent.critic)]
+    Q = agent.critic.Q1(features[1].detach(), agent.actor.head(features[0]))[:, 0]     # (N,)
+    cosines = []
+    for steps in (np.arange(batch.steps), np.random.default_rng(0).permutation(batch.steps)):
+        gradients = []
+        for minibatch in np.array_split(steps, minibatches):
+            gradient = torch.autograd.grad(Q[minibatch].mean(), agent.actor.parameters(), retain_graph=True)
+            gradients.append(torch.cat([part.flatten() for part in gradient]))
+        unit = torch.nn.functional.normalize(torch.stack(gradients), dim=1)            # (minibatches, weights)
+        cosines.append(float(((unit @ unit.T).sum() - minibatches) / (minibatches * (minibatches - 1))))
+    return cosines
+
+
 def run(name, argv):
     folder = os.path.join(HERE, "results", "history", "swings")
     os.makedirs(folder, exist_ok=True)
@@ -129,7 +154,7 @@ def run(name, argv):
 
     def train_and_keep(agent, buffer):
         losses = train(agent, buffer)
-        swings.updated(agent)
+        swings.updated(agent, buffer)
         return losses
 
     def add_and_count(buffer, *step):
