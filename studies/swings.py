@@ -1,6 +1,7 @@
 """Why does TD3 hop for a thousand steps with one set of weights, and fall with the next? Measurements beside every evaluation.
 
     python studies/swings.py NAME FLAGS OF main.py ...
+    python studies/swings.py NAME@100000:discount=0.99 FLAGS OF main.py ...     (another discount from step 100,000 on)
 
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
 
@@ -23,6 +24,7 @@ import copy
 import csv
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -146,6 +148,7 @@ def gradients_agree(agent, buffer, minibatches=48):
 
 
 def run(name, argv):
+    name, _, later = name.partition("@")
     folder = os.path.join(HERE, "results", "history", "swings")
     os.makedirs(folder, exist_ok=True)
     swings = Swings(os.path.join(folder, name + ".csv"))
@@ -153,6 +156,9 @@ def run(name, argv):
     train, add = algorithm.train, Buffer.add
 
     def train_and_keep(agent, buffer):
+        if later and agent.steps >= int(later.split(":")[0]):
+            flag, value = later.split(":")[1].split("=")
+            agent.cfg = replace(agent.cfg, **{flag: float(value)})
         losses = train(agent, buffer)
         swings.updated(agent, buffer)
         return losses
