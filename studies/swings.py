@@ -18,7 +18,8 @@ Writes results/history/swings/NAME.csv, a row per evaluation of one training:
     alike                  how much the actor's gradients of 48 minibatches agree: the mean cosine of two of them
     alike_spread           the same, when the same steps are dealt out anew, so that a minibatch's steps come from many windows
 
-The training is the one that main.py does: nothing here draws from its random numbers.
+The training is the one that main.py does: nothing here draws from its random numbers. Its JSON in --results_dir has all flags and
+the commit; a copy of it lies beside the CSV.
 """
 import copy
 import csv
@@ -149,6 +150,8 @@ def gradients_agree(agent, buffer, minibatches=48):
 
 def run(name, argv):
     name, _, later = name.partition("@")
+    start, _, change = later.partition(":")
+    flag, _, value = change.partition("=")
     folder = os.path.join(HERE, "results", "history", "swings")
     os.makedirs(folder, exist_ok=True)
     swings = Swings(os.path.join(folder, name + ".csv"))
@@ -156,8 +159,7 @@ def run(name, argv):
     train, add = algorithm.train, Buffer.add
 
     def train_and_keep(agent, buffer):
-        if later and agent.steps >= int(later.split(":")[0]):
-            flag, value = later.split(":")[1].split("=")
+        if later and agent.steps >= int(start):
             agent.cfg = replace(agent.cfg, **{flag: float(value)})
         losses = train(agent, buffer)
         swings.updated(agent, buffer)
