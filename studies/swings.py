@@ -2,6 +2,7 @@
 
     python studies/swings.py NAME FLAGS OF main.py ...
     python studies/swings.py NAME@100000:discount=0.99 FLAGS OF main.py ...     (another discount from step 100,000 on)
+    python studies/swings.py draw                                               (the figure, from the committed rows)
 
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
 
@@ -27,13 +28,17 @@ import os
 import sys
 from dataclasses import replace
 
+import matplotlib.style
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import main  # noqa: E402
 from networks import soft_update  # noqa: E402
+from support.drawing import COLOURS, INK, STYLE  # noqa: E402
 from support.lookback import Watched  # noqa: E402
 from utils import Buffer  # noqa: E402
 
@@ -176,5 +181,29 @@ def run(name, argv):
     main.run(argv)
 
 
+def draw():
+    """What the swings are: returns over training, and what a hop gains by being fast and loses by falling."""
+    folder = os.path.join(HERE, "results", "history", "swings")
+    runs = {"positions only, with memory": ("default_20", COLOURS["LSTM"]),
+            "fully observed, no memory": ("ff_full_20", COLOURS["none"])}
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for label, (name, colour) in runs.items():
+            table = pd.read_csv(os.path.join(folder, name + ".csv"))
+            left.plot(table["step"] / 1000, table["return"], color=colour, label=label)
+            late = table[table["step"] >= 90_000]
+            right.scatter(late["return"] / late["length"], late["length"], color=colour, label=label)
+        T = np.linspace(80, 1000, 200)                                 # steps until a fall, on average
+        for discount, dashes in ((0.98, "-"), (0.99, "--")):
+            worth = 1 - discount * (1 - 1 / T)                         # a reward r each step is worth r / worth, discounted
+            right.plot(1.75 * worth / worth[-1], T, dashes, color=INK, linewidth=1, label=f"worth the same, discount {discount}")
+        left.set(title="Return of five episodes, seed 20", xlabel="steps, thousands", ylabel="return")
+        right.set(title="From 90k steps on: a faster hop pays for falls", xlabel="reward per step", xlim=(1.4, 2.6),
+                  ylabel="steps until it falls, 1000 at most")
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        figure.savefig(os.path.join(folder, "swings.png"), dpi=150)
+
+
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2:])
+    draw() if sys.argv[1:] == ["draw"] else run(sys.argv[1], sys.argv[2:])
