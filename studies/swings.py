@@ -1,7 +1,7 @@
 """Why does TD3 hop for a thousand steps with one set of weights, and fall with the next? Measurements beside every evaluation.
 
     python studies/swings.py NAME FLAGS OF main.py ...
-    python studies/swings.py NAME@100000:discount=0.99 FLAGS OF main.py ...     (another discount from step 100,000 on)
+    python studies/swings.py NAME@100000:discount=0.99 FLAGS OF main.py ...     (another value of a flag from step 100,000 on)
     python studies/swings.py draw                                               (the figure, from the committed rows)
 
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
@@ -165,7 +165,10 @@ def run(name, argv):
 
     def train_and_keep(agent, buffer):
         if later and agent.steps >= int(start):
-            agent.cfg = replace(agent.cfg, **{flag: float(value)})
+            agent.cfg = replace(agent.cfg, **{flag: type(vars(agent.cfg)[flag])(value)})
+            if flag == "lr":
+                for group in agent.actor_optimizer.param_groups + agent.critic_optimizer.param_groups:
+                    group["lr"] = agent.cfg.lr
         losses = train(agent, buffer)
         swings.updated(agent, buffer)
         return losses
