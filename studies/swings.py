@@ -7,7 +7,8 @@
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
 
     return, low, length    of its episodes: mean return, the lowest, mean length
-    averaged               mean return of the same episodes, with the actor's weights averaged over training (rate 0.001)
+    averaged, slower       mean return of the same episodes, with the actor's weights averaged over training, at rates 0.001
+                           and 0.0002 an update
     noisy                  mean return with the exploration noise
     earlier                mean returns of three earlier sets of the actor's weights, 300 steps apart: how fast it swings
     Q, G                   the critic's value of the action taken, and the discounted return that followed: means over the
@@ -42,8 +43,9 @@ from support.drawing import COLOURS, INK, STYLE  # noqa: E402
 from support.lookback import Watched  # noqa: E402
 from utils import Buffer  # noqa: E402
 
-COLUMNS = ["step", "return", "low", "length", "averaged", "noisy", "earlier", "Q", "G", "Q_start", "G_start", "saturated",
-           "stored_length", "change", "alike", "alike_spread"]
+COLUMNS = ["step", "return", "low", "length", "averaged", "slower", "noisy", "earlier", "Q", "G", "Q_start", "G_start",
+           "saturated", "stored_length", "change", "alike", "alike_spread"]
+RATES = dict(averaged=0.001, slower=0.0002)
 
 
 class Swings:
@@ -51,14 +53,15 @@ class Swings:
 
     def __init__(self, path):
         self.evaluate, self.path, self.rows = main.evaluate, path, []
-        self.average, self.kept, self.last, self.lengths, self.running, self.buffer = None, [], None, [], 0, None
+        self.averages, self.kept, self.last, self.lengths, self.running, self.buffer = {}, [], None, [], 0, None
 
     def updated(self, agent, buffer):
         """After every update: average the weights, keep some."""
         self.buffer = buffer
-        if self.average is None:
-            self.average = copy.deepcopy(agent.actor)
-        soft_update(agent.actor, self.average, 0.001)
+        if not self.averages:
+            self.averages = {name: copy.deepcopy(agent.actor) for name in RATES}
+        for name, average in self.averages.items():
+            soft_update(agent.actor, average, RATES[name])
         if agent.steps % 300 == 0:
             self.kept = [*self.kept[-2:], copy.deepcopy(agent.actor)]
 
@@ -80,8 +83,8 @@ class Swings:
             state, counted = agent.rng.bit_generator.state, agent.steps
             row["noisy"] = np.mean(self.evaluate(agent, *args, explore=True)[0])
             agent.rng.bit_generator.state, agent.steps = state, counted
-            if self.average is not None:
-                row["averaged"] = self.with_actor(agent, self.average, *args)
+            if self.averages:
+                row.update({name: self.with_actor(agent, average, *args) for name, average in self.averages.items()})
                 row["earlier"] = " ".join(f"{self.with_actor(agent, actor, *args):.0f}" for actor in self.kept)
         row.update(self.of_critic(agent, watched, returns, lengths, env))
         if self.buffer is not None:
