@@ -69,7 +69,7 @@ NOT_HERE = {"seed": "is an axis of all runs: write seeds = [0, 1, 2] at the top"
             **dict.fromkeys(("help", "resume", "overwrite", "test", "explore", "load_model", "record"),
                             "has no place in a sweep, whose runs are trained from the start, and always with --resume")}
 MOST = 10_000                                                          # runs of a study, at most
-NAMES = ("name", "without", "seeds", "question", "words")              # keys that are no flags; the last two are for plot.py
+NAMES = ("name", "without", "identical", "seeds", "question", "words") # keys that are no flags; the last two are for plot.py
 # Starts main.py so that Linux sends it SIGTERM when its worker dies, even by kill -9 (1 is PR_SET_PDEATHSIG)
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -134,10 +134,10 @@ def read_study(path, results_dir, imports=False):
 
     plans = []                                                         # case, arm, label, table of flags, seeds
     for case, (number, arm) in itertools.product(cases, enumerate(arms, 1)):
-        without = case.get("without", [])
-        if not isinstance(without, list) or any(name not in names for name in without):
-            fail(f"{path}, case {case.get('name')}: without = {without}; it must be a list of names of [[runs]]")
-        if arm.get("name") in without:
+        for key in ("without", "identical"):
+            if not isinstance(case.get(key, []), list) or any(name not in names for name in case.get(key, [])):
+                fail(f"{path}, case {case.get('name')}: {key} = {case[key]}; it must be a list of names of [[runs]]")
+        if arm.get("name") in tables.left_out(case):
             continue
         label = f"[[runs]] {number}" + (f" ({arm['name']})" if "name" in arm else "") + (f", {case['name']}" if case else "")
         shared = {**common, **{k: v for k, v in case.items() if k not in NAMES}}
@@ -155,7 +155,7 @@ def read_study(path, results_dir, imports=False):
         plans.append((case, arm, label, table, own))
     for kind, them, place in (("cases", cases, 0), ("runs", arms, 1)):
         for idle in (table for table in them if not any(plan[place] is table for plan in plans)):
-            fail(f"{path}, [[{kind}]] {idle['name']}: without leaves nothing of it to run; take it out")
+            fail(f"{path}, [[{kind}]] {idle['name']}: without and identical leave nothing of it to run; take it out")
     total = sum(len(own) * count(table) for *_, table, own in plans)
     if total > MOST:
         fail(f"{path}: it asks for {total:,} runs; a study has at most {MOST:,}" if total < 1e18 else

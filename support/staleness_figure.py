@@ -7,7 +7,7 @@ from support import drawing
 from support.study import COMMON, columns, identical
 from support.words import ALGORITHMS, decimals
 
-SAYS = {0: "next to nothing", 0.2: "a little", 0.5: "much", 0.8: "nearly all"}     # from which rank correlation on
+SAYS = {0: "next to nothing", 0.3: "a little", 0.7: "much", 0.9: "nearly all"}     # from which rank correlation on
 START = {"hidden_init", "burn_in", "hidden_refresh", "critic_hidden"}  # flags that change nothing but what a window starts from
 WORDS = {"name", "words", "question"}                                  # what an arm has besides flags
 

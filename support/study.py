@@ -43,7 +43,7 @@ def read(path, folder):
             assert question in asked, f"'{question}' in [answers] or [reference] must be the question of some [[runs]]"
         for name, case in cases.items():
             case["planned"] = sum(len(tables.seeds_of(arm, case, toml["seeds"]))
-                                  for arm in arms.values() if arm["name"] not in case.get("without", []))
+                                  for arm in arms.values() if arm["name"] not in tables.left_out(case))
             where = os.path.join(folder, tables.name(name))
             if os.path.exists(where + ".runs.csv"):
                 runs.append(scores(where).assign(case=name))

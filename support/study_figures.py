@@ -4,14 +4,14 @@ import textwrap
 
 import matplotlib.style
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from support import drawing, staleness_figure, tasks
 from support.drawing import FAINT, INK
 from support.study import COMMON, NONE, columns, identical, progress, questions, words
-from support.words import decimals
+from support.words import bounds, decimals
 
 COLOURS = LinearSegmentedColormap.from_list("", ["#b3480a", "#ef9f5c", "#fbf7f0", "#8fbbdd", "#1f639f"])
 NORM = TwoSlopeNorm(1, 0, 1.6)                                         # a share of 1 is the pale middle
@@ -23,8 +23,7 @@ def answers(study, table):
     """The picture that answers all: a row per choice, a column per case, the share of memory's gain that is kept."""
     groups, asked, rows = columns(study, table), questions(study), table.set_index(["case", "arm"])
     cases = [case for _, them in groups for case in them]
-    same = bool(identical(table[table.arm != COMMON]).any())
-    empty = any((case, arm) not in rows.index for case in cases for arms in asked.values() for arm in arms)
+    same = bool(identical(table[table.arm != COMMON]).any()) or any("identical" in case for case in study.cases.values())
     planned = sum(case["planned"] for case in study.cases.values())
     late = len(study.runs) < planned
     left, top, tall, head, gap = 2.85, 1.75, 0.42, 0.36, 0.1            # all in inches
@@ -41,11 +40,11 @@ def answers(study, table):
         write(0.15, 0.28, "How much of what memory gains is left, when one thing about it is changed?", 17, weight="bold")
         write(0.15, 0.83, textwrap.fill(
             f"The reference: {words(study, COMMON)}. Each row changes one thing about it. A number is the share of what memory "
-            "adds to the score (the mean return while training) that is kept: 1 is as good as the reference, 0 no better than no "
-            f"memory. Below it is its 95% interval over {study.seeds} seeds{', or n' * late}. A ring \u25cb: not told apart from "
-            "the reference, which says little if the interval is wide."
-            + ' "identical": every seed has the very same score, as this changes nothing there.' * same
-            + " An empty cell: there is no such choice, or it is the reference itself." * empty, 150), 10, color=FAINT)
+            "adds to the score (the mean of all evaluations) that is kept: 1 is as good as the reference, 0 no better than no "
+            f"memory. Below: its 95% interval over {study.seeds} seeds{', in pale cells over n, or the range' * late}. Bold: "
+            "told apart from the reference. A ring \u25cb: not told apart, which says little if the interval is wide."
+            + ' "identical": this changes nothing there.' * same + " An empty cell: there is no such choice."
+            " Q6 Does all this depend on the algorithm? Read along a row.", 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
             size = 9.5 if len(them) > 1 else 7.5
@@ -65,7 +64,7 @@ def answers(study, table):
             for arm in arms:
                 write(0.3, y + tall / 2, words(study, arm) + "\n(small: score without, with)" * (arm == NONE), 10)
                 for case in cases:
-                    cell(write, ax, (left_of[case], y, wide, tall), rows, case, arm, study.seeds)
+                    cell(write, ax, (left_of[case], y, wide, tall), rows, study, case, arm)
                 y += tall
         key(write, ax, left, bottom + 0.28)
         if late:
@@ -75,24 +74,29 @@ def answers(study, table):
     return fig
 
 
-def cell(write, ax, box, rows, case, arm, seeds):
+def cell(write, ax, box, rows, study, case, arm):
     """One share: its number, its interval, its colour, its mark. Empty if the case has no such arm."""
+    x, y, wide, tall = box
+    if arm in study.cases[case].get("identical", []):                  # known to be the reference, and not run
+        ax.add_patch(Rectangle((x, y), wide, tall, facecolor=COLOURS(NORM(1)), edgecolor="white", lw=1.5))
+        write(x + wide / 2, y + tall / 2, "identical", 7.2, ha="center")
     if (case, arm) not in rows.index:
         return
-    (x, y, wide, tall), row = box, rows.loc[(case, arm)]
+    row = rows.loc[(case, arm)]
     shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
-    colour = COLOURS(NORM(row.share)) if shown else EMPTY
+    colour = np.array(to_rgb(COLOURS(NORM(row.share)) if shown else EMPTY))
+    colour += 0.6 * (1 - colour) * (row.share_n < study.seeds)         # unfinished: paler
     ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
     ring = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
     # Arms that are the same computation, as windows of 32 steps and whole episodes of 11, have the same scores to the bit
-    small = "identical" if identical(row) else f"{decimals(row.share_low)} to {decimals(row.share_high)}"
+    small = "identical" if identical(row) else bounds(row.share_low, row.share_high)
     lines = [(("\u25cb " if ring else "") + decimals(row.share), 10.5), (small, 7.2)]
     if arm == NONE:
         lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
                  (f"{decimals(row.score)}, {decimals(rows.loc[(case, COMMON)].score)}", 7.2)]
     elif not shown:
         lines = [("no gain shown" if row.share_n > 1 else "too few seeds", 7.2)]
-    if row.share_n < seeds:
+    if row.share_n < study.seeds:
         lines.append(("range, " * (row.share_kind == "range") + f"n={row.share_n:.0f}", 6.2))
     ax.add_patch(Rectangle((x, y), wide, tall, facecolor=colour, edgecolor="white", lw=1.5))
     at = y + tall / 2 - sum(size for _, size in lines) / 2 / 72 * 1.05

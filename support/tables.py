@@ -33,6 +33,11 @@ def seeds_of(arm, case, seeds):
     return arm.get("seeds", case.get("seeds", seeds))
 
 
+def left_out(case):
+    """The arms that a case, a table of a study, does not run: it has no such choice, or they are the common arm to the bit."""
+    return [*case.get("without", []), *case.get("identical", [])]
+
+
 def read_text(path):
     """A table whose cells are all text; empty if there is none. Raises ValueError, with one line, if it is damaged."""
     if not os.path.lexists(path):

@@ -17,6 +17,12 @@ def decimals(x):
     return f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "\u2212") if math.isfinite(x) else "-"   # no minus before zero
 
 
+def bounds(low, high):
+    """An interval's ends in words, with a digit more where two would read as 1 though 1 is left out."""
+    inside = low <= 1 <= high
+    return " to ".join(decimals(x) if inside or decimals(x) != "1.00" else f"{x:.3f}" for x in (low, high))
+
+
 def text(value):
     """A flag's value in words, the same however it is written: 1e3 is 1000.0."""
     try:

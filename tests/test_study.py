@@ -12,6 +12,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 import plot
 import sweep
 from support import statistics, study, study_figures, tables
+from support.words import bounds
 
 STUDY = """
 seeds = [100, 101, 102, 103, 104, 105]
@@ -229,11 +230,31 @@ def test_what_is_identical_is_explained_where_there_is_such_a_thing(made):
         table = pd.read_csv(path)
         pd.concat([table[table.arm != "zero"], table[table.arm == "common"].assign(arm="zero")]).to_csv(path, index=False)
     said = [text.replace("\n", " ") for text in texts(made)]
-    assert said.count("identical") == 1 and '"identical": every seed has the very same score' in said[1]
+    assert said.count("identical") == 1 and '"identical": this changes nothing there' in said[1]
+
+
+def test_an_arm_that_is_known_to_be_identical_is_not_run_and_shown_so(made):
+    (made / "study.toml").write_text(STUDY.replace('without = ["short"]', 'identical = ["short"]'))
+    said = [text.replace("\n", " ") for text in texts(made)]
+    assert said.count("identical") == 1 and '"identical": this changes nothing there' in said[1]
+
+
+def test_an_interval_that_leaves_1_out_does_not_end_at_1():
+    assert [bounds(*ends) for ends in ((1.0021, 1.1), (0.9, 0.998), (0.998, 1.0021), (-0.2, 0.3))] == [
+        "1.002 to 1.10", "0.90 to 0.998", "1.00 to 1.00", "\u22120.20 to 0.30"]
+
+
+def test_an_unfinished_case_is_pale(made):
+    def face(seeds):
+        write_case(made / "results", "PPO, cue", LEVELS, seeds)
+        read = study.read(str(made / "study.toml"), str(made / "results"))
+        ax = study_figures.answers(read, study.summarise(read)).axes[0]
+        return min(sum(patch.get_facecolor()[:3]) for patch in ax.patches if patch.get_height() > 0.2 and patch.get_x() < 4)
+    assert face(range(100, 105)) > face(range(100, 106)) + 0.5
 
 
 @pytest.mark.parametrize("share,says", [
-    ([0.9, 0.8, 0.7], "nearly all about what other starts lose"), ([0.9, 0.6, 0.8], "much about"), ([0.9], "nothing yet")])
+    ([0.9, 0.8, 0.7], "nearly all about what other starts lose"), ([0.9, 0.6, 0.8], "a little about"), ([0.9], "nothing yet")])
 def test_staleness_is_said_in_words(made, share, says):
     """And what is correlated, how many dots there are, what a loss of 0 and of 1 is. Delta-Q rises from dot to dot. An arm that
     changes more than a window's start, and one that is the common arm to the bit, are not correlated."""
@@ -321,7 +342,8 @@ def test_what_cannot_be_drawn_is_said_in_one_line(made, spoil, says, capsys):
 def test_planned_runs_are_those_that_the_sweep_would_make(made):
     """Arms and cases may have seeds of their own."""
     text = STUDY.replace('env = "Cue10-v0"', 'env = "Cue10-v0"\nseeds = [100, 101]').replace(
-        "recurrent = false", "recurrent = false\nseeds = [100, 101, 102]")
+        "recurrent = false", "recurrent = false\nseeds = [100, 101, 102]").replace(
+        'without = ["short"]', 'identical = ["short"]')
     (made / "study.toml").write_text(text)
     read, runs = study.read(made / "study.toml", made / "results"), sweep.read_study(made / "study.toml", str(made / "new"))
     planned = [case["planned"] for case in read.cases.values()]

@@ -603,8 +603,9 @@ CASES = """
     """
 
 
-def test_a_case_is_finished_before_the_next_begins(study):
-    runs = sweep.read_study(study(CASES), "results")
+@pytest.mark.parametrize("key", ["without", "identical"])
+def test_a_case_is_finished_before_the_next_begins(study, key):
+    runs = sweep.read_study(study(CASES.replace("without", key)), "results")
     assert [(run.case, run.config["seed"], run.arm) for run in runs] == [
         *(("the cue", seed, arm) for seed in (3, 4) for arm in ("common", "short", "none")),
         *(("pole", seed, arm) for seed in (3, 4) for arm in ("common", "none"))]
@@ -624,6 +625,8 @@ def test_a_cases_flags_of_memory_are_for_the_arms_that_have_one(study):
     ('name = "pole"', f'name = "{"x" * 101}"', ["100 characters", "shorten"]),
     ('without = ["short"]', 'without = ["brief"]', ["pole", "without", "brief"]),
     ('without = ["short"]', 'without = 3', ["pole", "without = 3", "list"]),
+    ('without = ["short"]', 'identical = ["brief"]', ["pole", "identical", "brief"]),
+    ('without = ["short"]', 'identical = "short"', ["pole", "identical = short", "list"]),
     ('without = ["short"]', 'without = ["common", "short", "none"]', ["pole", "nothing"]),
     ('memory_input = "obs"', 'without = ["short"]', ["short", "nothing"]),
     ("seq_len = 8", "seq_len = []", ["short", "seq_len = []"]),
