@@ -68,7 +68,7 @@ def answers(study, table):
                 y += tall
         key(write, ax, left, bottom + 0.28)
         if late:
-            waiting = ", ".join(case for case in study.cases if case not in set(cases))
+            waiting = "; ".join(case for case in study.cases if case not in set(cases))
             write(11.9, 0.28, f"Unfinished:\n{len(study.runs)} of {planned} runs", 9, color=LATE, ha="right")
             write(7.5, bottom + 0.35, textwrap.fill(f"No runs yet: {waiting}" * bool(waiting), 70), 8, color=LATE, va="top")
     return fig
