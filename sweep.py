@@ -19,9 +19,9 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
     recurrent = true
     seq_len = [1, 8, "full"]
 
-A study for `plot.py --study` has [[cases]], too, each with a name and flags: then every table of [[runs]] is an arm, and each case runs
-each arm (studies/memory.toml). A case can name arms that it does not run: `without` those that it cannot have, `identical` those that
-are known to be the common arm to the bit.
+A study for `plot.py --study` has [[cases]], too, each with a name and flags: then every table of [[runs]] is an arm, and each
+case runs each arm (studies/memory.toml). A case can name arms that it does not run: `without` those that it cannot have,
+`identical` those that are known to be the common arm to the bit.
 
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
 `main.py ... --resume`, and its output goes to RUN.log beside its results. If its worker or node dies, the run goes on elsewhere
