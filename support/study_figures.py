@@ -47,8 +47,7 @@ def answers(study, table):
             " Q6 Does all this depend on the algorithm? Read along a row.", 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
-            size = 9.5 if len(them) > 1 else 7.5
-            write(x + wide * len(them) / 2, top + 0.05, name, size, ha="center", va="bottom", weight="bold")
+            write(x + wide * len(them) / 2, top + 0.05, name, 9.5 - 2 * (len(them) < 2), ha="center", va="bottom", weight="bold")
             ax.plot([x + 0.05, x + wide * len(them) - 0.05], [top + 0.14] * 2, color=INK, lw=0.8)
             for case in them:
                 left_of[case] = x
@@ -76,24 +75,22 @@ def answers(study, table):
 
 def cell(write, ax, box, rows, study, case, arm):
     """One share: its number, its interval, its colour, its mark. Empty if the case has no such arm."""
-    x, y, wide, tall = box
-    if arm in study.cases[case].get("identical", []):                  # known to be the reference, and not run
-        ax.add_patch(Rectangle((x, y), wide, tall, facecolor=COLOURS(NORM(1)), edgecolor="white", lw=1.5))
-        write(x + wide / 2, y + tall / 2, "identical", 7.2, ha="center")
-    if (case, arm) not in rows.index:
+    known = arm in study.cases[case].get("identical", [])              # known to be the reference, and not run
+    if not known and (case, arm) not in rows.index:
         return
-    row = rows.loc[(case, arm)]
+    (x, y, wide, tall), row = box, rows.loc[(case, COMMON if known else arm)]
     shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
     colour = np.array(to_rgb(COLOURS(NORM(row.share)) if shown else EMPTY))
     colour += 0.6 * (1 - colour) * (row.share_n < study.seeds)         # unfinished: paler
     ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
     ring = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
-    # Arms that are the same computation, as windows of 32 steps and whole episodes of 11, have the same scores to the bit
-    small = "identical" if identical(row) else bounds(row.share_low, row.share_high)
+    small = "identical" if known or identical(row) else bounds(row.share_low, row.share_high)
     lines = [(("\u25cb " if ring else "") + decimals(row.share), 10.5), (small, 7.2)]
     if arm == NONE:
         lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
                  (f"{decimals(row.score)}, {decimals(rows.loc[(case, COMMON)].score)}", 7.2)]
+    elif known:
+        lines = [(small, 7.2)]
     elif not shown:
         lines = [("no gain shown" if row.share_n > 1 else "too few seeds", 7.2)]
     if row.share_n < study.seeds:

@@ -424,6 +424,7 @@ def test_a_cancel_lets_the_run_end_in_order(tmp_path):
     def cancel():
         until(lambda: log.exists() and "\nready\n" in log.read_text())
         _thread.interrupt_main()                                       # as Ray does
+    signal.signal(signal.SIGINT, signal.default_int_handler)           # a shell's background jobs ignore it
     threading.Thread(target=cancel).start()
     assert sweep.work(["-c", TERM], str(log), ".") == 143
     assert log.read_text().endswith("ready\ncheckpoint\n")
