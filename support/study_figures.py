@@ -76,7 +76,7 @@ def answers(study, table):
 def cell(write, ax, box, rows, study, case, arm):
     """One share: its number, its interval, its colour, its mark. Empty if the case has no such arm."""
     known = arm in study.cases[case].get("identical", [])              # known to be the reference, and not run
-    if not known and (case, arm) not in rows.index:
+    if (case, COMMON if known else arm) not in rows.index:
         return
     (x, y, wide, tall), row = box, rows.loc[(case, COMMON if known else arm)]
     shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
@@ -88,7 +88,7 @@ def cell(write, ax, box, rows, study, case, arm):
     lines = [(("\u25cb " if ring else "") + decimals(row.share), 10.5), (small, 7.2)]
     if arm == NONE:
         lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
-                 (f"{decimals(row.score)}, {decimals(rows.loc[(case, COMMON)].score)}", 7.2)]
+                 (f"{decimals(row.score)}, {decimals(rows.score.get((case, COMMON), np.nan))}", 7.2)]
     elif known:
         lines = [(small, 7.2)]
     elif not shown:

@@ -239,6 +239,12 @@ def test_an_arm_that_is_known_to_be_identical_is_not_run_and_shown_so(made):
     assert said.count("identical") == 1 and '"identical": this changes nothing there' in said[1]
 
 
+def test_a_case_whose_common_arm_has_no_run_yet_is_drawn(made):
+    (made / "study.toml").write_text(STUDY.replace('without = ["short"]', 'identical = ["short"]'))
+    write_case(made / "results", "TD3, pendulum", {"no memory": 0.5}, [100])
+    assert "0.50, -" in texts(made)
+
+
 def test_an_interval_that_leaves_1_out_does_not_end_at_1():
     assert [bounds(*ends) for ends in ((1.0021, 1.1), (0.9, 0.998), (0.998, 1.0021), (-0.2, 0.3))] == [
         "1.002 to 1.10", "0.90 to 0.998", "1.00 to 1.00", "\u22120.20 to 0.30"]
