@@ -242,7 +242,7 @@ def test_an_arm_that_is_known_to_be_identical_is_not_run_and_shown_so(made):
 def test_a_case_whose_common_arm_has_no_run_yet_is_drawn(made):
     (made / "study.toml").write_text(STUDY.replace('without = ["short"]', 'identical = ["short"]'))
     write_case(made / "results", "TD3, pendulum", {"no memory": 0.5}, [100])
-    assert any(re.fullmatch(r"0\.\d\d, -", text) for text in texts(made))     # its score without memory; that with it is not known
+    assert any(re.fullmatch(r"0\.\d\d, -", text) for text in texts(made))    # the score with memory is not known
 
 
 def test_an_interval_that_leaves_1_out_does_not_end_at_1():
