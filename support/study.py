@@ -7,6 +7,7 @@
 
 Shares and differences use the seeds that all compared arms have so far. Intervals: support/statistics.py.
 """
+import math
 import os
 import tomllib
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pandas as pd
 
 from support import statistics, tables, tasks
 from support.system import fail
+from support.words import bounds, decimals
 
 COMMON, NONE = "common", "no memory"
 
@@ -101,6 +103,41 @@ def words(study, arm):
 def identical(row):
     """Has an arm the common arm's score in every seed? row: of the tidy table, or all of them"""
     return (row.share_low == 1) & (row.share_high == 1)
+
+
+@dataclass
+class Cell:
+    share: float                # NaN: memory gains nothing here, or that is not shown yet
+    seeds: int                  # that the share is over
+    number: str                 # large
+    below: str                  # small: its interval, or what there is to say in place of a share
+    count: str                  # smallest: over how many seeds, while some are missing
+    told: bool                  # told apart from the common arm
+
+
+def cell(study, rows, case, arm):
+    """What the picture of all answers says of an arm in a case, or None if there is nothing.
+
+    rows: the tidy table, by case and arm
+    """
+    known = arm in study.cases[case].get("identical", [])              # known to be the common arm, and not run
+    at = (case, COMMON if known else arm)
+    if at not in rows.index:
+        return None
+    row = rows.loc[at]
+    shown, ring = math.isfinite(row.share), row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
+    count = "" if row.share_n == study.seeds else "range, " * (row.share_kind == "range") + f"n={row.share_n:.0f}"
+    if arm == NONE:
+        number = "0" if shown else "no gain shown"
+        below = f"{decimals(row.score)}, {decimals(rows.score.get((case, COMMON), math.nan))}"
+    elif known:
+        number, below = "", "identical"
+    elif not shown:
+        number, below = "", "no gain shown" if row.share_n > 1 else "too few seeds"
+    else:
+        number = ("\u25cb " if ring else "") + decimals(row.share)
+        below = "identical" if identical(row) else bounds(row.share_low, row.share_high)
+    return Cell(row.share, int(row.share_n), number, below, count, shown and row.share_kind == "interval" and not ring)
 
 
 def questions(study):

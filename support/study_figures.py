@@ -10,8 +10,7 @@ from matplotlib.patches import Rectangle
 
 from support import drawing, staleness_figure, tasks
 from support.drawing import FAINT, INK
-from support.study import COMMON, NONE, columns, identical, progress, questions, words
-from support.words import bounds, decimals
+from support.study import COMMON, NONE, cell, columns, identical, progress, questions, words
 
 COLOURS = LinearSegmentedColormap.from_list("", ["#b3480a", "#ef9f5c", "#fbf7f0", "#8fbbdd", "#1f639f"])
 NORM = TwoSlopeNorm(1, 0, 1.6)                                         # a share of 1 is the pale middle
@@ -63,7 +62,8 @@ def answers(study, table):
             for arm in arms:
                 write(0.3, y + tall / 2, words(study, arm) + "\n(small: score without, with)" * (arm == NONE), 10)
                 for case in cases:
-                    cell(write, ax, (left_of[case], y, wide, tall), rows, study, case, arm)
+                    if said := cell(study, rows, case, arm):
+                        draw_cell(write, ax, (left_of[case], y, wide, tall), said, study.seeds)
                 y += tall
         key(write, ax, left, bottom + 0.28)
         if late:
@@ -73,34 +73,21 @@ def answers(study, table):
     return fig
 
 
-def cell(write, ax, box, rows, study, case, arm):
-    """One share: its number, its interval, its colour, its mark. Empty if the case has no such arm."""
-    known = arm in study.cases[case].get("identical", [])              # known to be the reference, and not run
-    if (case, COMMON if known else arm) not in rows.index:
-        return
-    (x, y, wide, tall), row = box, rows.loc[(case, COMMON if known else arm)]
-    shown = np.isfinite(row.share)                                     # else memory gains nothing here, or not yet
-    colour = np.array(to_rgb(COLOURS(NORM(row.share)) if shown else EMPTY))
-    colour += 0.6 * (1 - colour) * (row.share_n < study.seeds)         # unfinished: paler
-    ink = "white" if shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55 else INK if shown else FAINT
-    ring = row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
-    small = "identical" if known or identical(row) else bounds(row.share_low, row.share_high)
-    lines = [(("\u25cb " if ring else "") + decimals(row.share), 10.5), (small, 7.2)]
-    if arm == NONE:
-        lines = [("0" if shown else "no gain shown", 10.5 if shown else 7.2),
-                 (f"{decimals(row.score)}, {decimals(rows.score.get((case, COMMON), np.nan))}", 7.2)]
-    elif known:
-        lines = [(small, 7.2)]
-    elif not shown:
-        lines = [("no gain shown" if row.share_n > 1 else "too few seeds", 7.2)]
-    if row.share_n < study.seeds:
-        lines.append(("range, " * (row.share_kind == "range") + f"n={row.share_n:.0f}", 6.2))
+def draw_cell(write, ax, box, said, planned):
+    """One share: its number, its interval, its colour. said: a Cell of support/study.py; planned: seeds of a finished arm"""
+    x, y, wide, tall = box
+    shown = np.isfinite(said.share)
+    colour = np.array(to_rgb(COLOURS(NORM(said.share)) if shown else EMPTY))
+    colour += 0.6 * (1 - colour) * (said.seeds < planned)              # unfinished: paler
+    dark = shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55      # how bright an eye sees red, green and blue
     ax.add_patch(Rectangle((x, y), wide, tall, facecolor=colour, edgecolor="white", lw=1.5))
+    lines = [line for line in ((said.number, 10.5), (said.below, 7.2), (said.count, 6.2)) if line[0]]
     at = y + tall / 2 - sum(size for _, size in lines) / 2 / 72 * 1.05
-    for (text, size), bold in zip(lines, (row.share_kind == "interval" and not ring, False, False)):
+    for text, size in lines:
         at += size / 72 * 1.05
-        size = min(size, 0.94 * wide * 72 / (0.6 * len(text)))         # so that the text fits
-        write(x + wide / 2, at - 0.02, text, size, ha="center", va="baseline", color=ink, weight=700 if bold and shown else 400)
+        fits = 0.94 * wide * 72 / (0.6 * len(text))
+        write(x + wide / 2, at - 0.02, text, min(size, fits), ha="center", va="baseline",
+              color="white" if dark else INK if shown else FAINT, weight=700 if said.told and text == said.number else 400)
 
 
 def key(write, ax, x, y):
