@@ -108,7 +108,6 @@ def identical(row):
 @dataclass
 class Cell:
     share: float                # NaN: memory gains nothing here, or that is not shown yet
-    seeds: int                  # that the share is over
     number: str                 # large
     below: str                  # small: its interval, or what there is to say in place of a share
     count: str                  # smallest: over how many seeds, while some are missing
@@ -126,7 +125,9 @@ def cell(study, rows, case, arm):
         return None
     row = rows.loc[at]
     shown, ring = math.isfinite(row.share), row.share_kind == "interval" and row.share_low <= 1 <= row.share_high
-    count = "" if row.share_n == study.seeds else "range, " * (row.share_kind == "range") + f"n={row.share_n:.0f}"
+    count = ""
+    if row.share_n < study.seeds:
+        count = f"range, n={row.share_n:.0f}" if row.share_kind == "range" else f"n={row.share_n:.0f}"
     if arm == NONE:
         number = "0" if shown else "no gain shown"
         below = f"{decimals(row.score)}, {decimals(rows.score.get((case, COMMON), math.nan))}"
@@ -136,8 +137,9 @@ def cell(study, rows, case, arm):
         number, below = "", "no gain shown" if row.share_n > 1 else "too few seeds"
     else:
         number = ("\u25cb " if ring else "") + decimals(row.share)
+        # Arms that are the same computation, as windows of 32 steps and whole episodes of 11, have the same scores to the bit
         below = "identical" if identical(row) else bounds(row.share_low, row.share_high)
-    return Cell(row.share, int(row.share_n), number, below, count, shown and row.share_kind == "interval" and not ring)
+    return Cell(row.share, number, below, count, shown and row.share_kind == "interval" and not ring)
 
 
 def questions(study):

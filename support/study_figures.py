@@ -46,7 +46,8 @@ def answers(study, table):
             " Q6 Does all this depend on the algorithm? Read along a row.", 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
-            write(x + wide * len(them) / 2, top + 0.05, name, 9.5 - 2 * (len(them) < 2), ha="center", va="bottom", weight="bold")
+            size = 9.5 if len(them) > 1 else 7.5
+            write(x + wide * len(them) / 2, top + 0.05, name, size, ha="center", va="bottom", weight="bold")
             ax.plot([x + 0.05, x + wide * len(them) - 0.05], [top + 0.14] * 2, color=INK, lw=0.8)
             for case in them:
                 left_of[case] = x
@@ -63,7 +64,7 @@ def answers(study, table):
                 write(0.3, y + tall / 2, words(study, arm) + "\n(small: score without, with)" * (arm == NONE), 10)
                 for case in cases:
                     if said := cell(study, rows, case, arm):
-                        draw_cell(write, ax, (left_of[case], y, wide, tall), said, study.seeds)
+                        draw_cell(write, ax, (left_of[case], y, wide, tall), said)
                 y += tall
         key(write, ax, left, bottom + 0.28)
         if late:
@@ -73,12 +74,13 @@ def answers(study, table):
     return fig
 
 
-def draw_cell(write, ax, box, said, planned):
-    """One share: its number, its interval, its colour. said: a Cell of support/study.py; planned: seeds of a finished arm"""
+def draw_cell(write, ax, box, said):
+    """One share: its number, its interval, its colour. said: a Cell of support/study.py"""
     x, y, wide, tall = box
     shown = np.isfinite(said.share)
     colour = np.array(to_rgb(COLOURS(NORM(said.share)) if shown else EMPTY))
-    colour += 0.6 * (1 - colour) * (said.seeds < planned)              # unfinished: paler
+    if said.count:                                                     # unfinished: paler
+        colour += 0.6 * (1 - colour)
     dark = shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55      # how bright an eye sees red, green and blue
     ax.add_patch(Rectangle((x, y), wide, tall, facecolor=colour, edgecolor="white", lw=1.5))
     lines = [line for line in ((said.number, 10.5), (said.below, 7.2), (said.count, 6.2)) if line[0]]
