@@ -115,19 +115,18 @@ class A2C(Agent):
         hidden_critic = self.start_hidden(rollout, self.critic)
 
         # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
-        features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
-        current_value = self.critic.head(rollout.pick(features[:, :-1]))        # (N, 1), over return_scale
+        critic_features, _ = self.critic.core(history, hidden_critic)           # (B, L + 1, features)
+        current_value = self.critic.head(rollout.pick(critic_features[:, :-1])) # (N, 1), in units of return_scale
         with torch.no_grad():
             value = current_value * self.return_scale
-            next_value = self.critic.head(rollout.pick(features[:, 1:])) * self.return_scale     # (N, 1)
+            next_value = self.critic.head(rollout.pick(critic_features[:, 1:])) * self.return_scale     # (N, 1)
 
         # Compute advantages and returns, in order of time
         advantage = gae(*to_array(rollout.reward, value, next_value, rollout.not_done, rollout.end),
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Divide both by a running mean of the returns' size. It moves slower than PPO's: there are 16 times as many rollouts,
-        # each of a 16th of the steps
+        # Divide both by a running mean of the returns' size. It moves slowly, since a rollout holds few steps
         self.return_scale += 0.01 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
@@ -139,8 +138,8 @@ class A2C(Agent):
         optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)
 
         # Compute the actor loss: the policy gradient, and a bonus for entropy
-        features, _ = self.actor.core(history[:, :-1], hidden_actor)            # (B, L, features)
-        policy = self.actor.head(rollout.pick(features))
+        actor_features, _ = self.actor.core(history[:, :-1], hidden_actor)      # (B, L, features)
+        policy = self.actor.head(rollout.pick(actor_features))
         log_prob = policy.log_prob(rollout.action)[:, None]                     # (N, 1)
         assert log_prob.shape == advantage.shape
         actor_loss = -(log_prob * advantage).mean() - cfg.entropy_coef * policy.entropy().mean()

@@ -16,7 +16,8 @@ Deliberate differences from the paper and its reference code:
 2. A data set holds observations, actions and rewards, but no hidden states: they would be those of whoever recorded it, with
    other weights and maybe without a memory. So windows start from zero, or are warmed up by --burn_in, and --hidden_init
    stored, with what depends on it, is an error.
-3. An update trains on windows of steps, (B, L), feed-forward on L = 1. `batch_size` counts steps, never padding.
+3. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` counts
+   real steps, never padding. In the actor's loss no gradient passes through the critic's core.
 4. Of the actor's networks only the perturbation has a target. The core and the generative model have none: next actions come
    from their current weights.
 5. When acting, the candidates come from one set of latents, drawn once and saved with the model, not from new ones at each
@@ -42,7 +43,7 @@ class HyperParameters(MemoryFlags):
     lr: float = flag(6e-4, "learning rate of generative model, perturbation and critic")
     lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
     discount: float = flag(0.98, "discount factor gamma", high=1)
-    tau: float = flag(0.005, "rate at which the target networks follow", high=1)
+    tau: float = flag(0.005, "rate at which the targets follow", high=1)
     # Generative model and perturbation
     kl_weight: float = flag(0.5, "weight of the Kullback-Leibler term in the generative model's loss")
     phi: float = flag(0.05, "the most that the perturbation can add to an action", high=1)
@@ -114,7 +115,7 @@ class BCQ(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.perturbation_target, self.critic_target = self.target_of(self.actor.perturbation), self.target_of(self.critic)
-        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # for both losses: each has its own weights
+        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # for both: a step moves what has a gradient
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.critic_remembers = True                                            # acting needs its memory: it ranks candidates
         self.updates = 0
@@ -141,10 +142,10 @@ class BCQ(Agent):
 
     def train(self, buffer):
         """One update: of the critics, the generative model and the perturbation."""
-        self.updates += 1
         cfg, actor, n = self.cfg, self.actor, self.cfg.target_candidates
+        self.updates += 1
 
-        # Sample windows of recorded steps: their states, and the state after the last one
+        # Sample windows of recorded steps. L steps are L + 1 rows: their states, and the next state of the last one
         batch = self.sample(buffer)
         N, history = batch.steps, batch.history                                 # (B, L + 1, row)
 
@@ -166,23 +167,24 @@ class BCQ(Agent):
         optimize(self.actor_optimizer, vae_loss)
 
         with torch.no_grad():
-            # Unroll the updated actor and the target critic over all of the history, and pick the real steps
+            # Unroll the updated actor and the target critic over all L + 1 rows
             actor_features, _ = actor.core(history, hidden_actor)               # (B, L + 1, features)
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
-            next_features, critic_features = batch.pick(actor_features[:, 1:]), batch.pick(critic_features[:, 1:])
+            # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
+            next_actor_features = batch.pick(actor_features[:, 1:]).repeat(n, 1)        # (n * N, features)
+            next_critic_features = batch.pick(critic_features[:, 1:]).repeat(n, 1)
 
             # Generate n next actions, and perturb them by the target perturbation
-            next_features = next_features.repeat(n, 1)                          # (n * N, features)
-            next_action = actor.decode(next_features, actor.draw_latent(n * N))
-            next_action = actor.perturb(next_features, next_action, self.perturbation_target)
+            next_action = actor.decode(next_actor_features, actor.draw_latent(n * N))   # (n * N, action_dim)
+            next_action = actor.perturb(next_actor_features, next_action, self.perturbation_target)
 
             # Compute the target Q value: between the twins, nearer to the smaller; then the best of the n actions
-            target_Q = self.critic_target.head(critic_features.repeat(n, 1), next_action)   # (2, n * N, 1)
+            target_Q = self.critic_target.head(next_critic_features, next_action)   # (2, n * N, 1)
             target_Q = cfg.min_weight * target_Q.min(0).values + (1 - cfg.min_weight) * target_Q.max(0).values
             target_Q = target_Q.view(n, N, 1).max(0).values
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
-        # Get the current Q estimates
+        # Get the current Q estimates: [:, :-1] belongs to the states
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
         current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)
         assert current_Q.shape[-2:] == target_Q.shape
@@ -193,7 +195,8 @@ class BCQ(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss: the perturbation's, with the critic's features as they are now
+        # Compute the actor loss: the perturbation's, with the updated critic's features. No gradient passes through the critic's
+        # core: it has read the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
             actor_features = batch.pick(actor_features[:, :-1])                 # (N, features)
@@ -204,7 +207,7 @@ class BCQ(Agent):
         # Optimize the perturbation: no other weight of the actor has a part in this loss
         optimize(self.actor_optimizer, actor_loss)
 
-        # Let the target networks follow
+        # Let the targets follow
         soft_update(self.critic, self.critic_target, cfg.tau)
         soft_update(actor.perturbation, self.perturbation_target, cfg.tau)
         return {"vae_loss": vae_loss.detach(), "critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

@@ -9,7 +9,7 @@ Deliberate differences from the paper and its reference code:
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
    `replay_ratio` count real steps, never padding, so both kinds of update learn from the same amount of data.
 3. In the actor's loss no gradient passes through the critic's core. It has not read the action that the actor now chooses.
-4. Gaussian exploration noise instead of Ornstein-Uhlenbeck, no batch or weight regularisation, and TD3's networks and
+4. Gaussian exploration noise instead of Ornstein-Uhlenbeck, no batch normalisation, no weight decay, and TD3's networks and
    hyper-parameters, so that `diff DDPG.py TD3.py` is the difference between the algorithms and nothing else.
 """
 from dataclasses import dataclass
@@ -72,6 +72,7 @@ class Critic(nn.Module):
 
 class DDPG(Agent):
     HyperParameters = HyperParameters
+
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_target, self.critic_target = self.target_of(self.actor), self.target_of(self.critic)
@@ -115,7 +116,7 @@ class DDPG(Agent):
             target_Q = self.critic_target.head(next_critic_features, next_action)   # (N, 1)
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
-        # Get the current Q estimates, of the states without the last next one
+        # Get the current Q estimates: [:, :-1] belongs to the states
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
         current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (N, 1)
         assert current_Q.shape[-2:] == target_Q.shape

@@ -13,7 +13,8 @@ Deliberate differences from the paper and common implementations:
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
 5. The spread of the Gaussian policy does not depend on the state.
-6. Values are not clipped, as in the paper.
+6. Advantages are normalised over the whole rollout, and each network's gradient is clipped. The paper has neither.
+7. The critic's loss is not clipped. Nor is the paper's, but many implementations clip it.
 """
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class HyperParameters(MemoryFlags):
     num_envs: int = flag(8, "environments stepped together, each a stream of the rollout")
     rollout_steps: int = flag(256, "steps per environment between updates")
     epochs: int = flag(10, "passes over each rollout")
-    batch_size: int = flag(256, "steps per minibatch")
+    batch_size: int = flag(256, "steps per minibatch, about: whole windows are dealt out evenly")
     # Learning
     lr: float = flag(3e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
@@ -118,23 +119,24 @@ class PPO(Agent):
         history = rollout.history                                               # (B, L + 1, row)
 
         with torch.no_grad():
-            # Compute the old log-probabilities. The weights are still those that acted, and so is the memory before each
-            # window's first step (rollout.hidden is the memory before the steps to burn in)
+            # Compute the old log-probabilities, with the weights and the memory that acted. That memory is stored at each
+            # window's first row; rollout.hidden may lie before it, at the first of the steps to burn in
             acted_from = buffer.hidden[rollout.index[:, 0], :self.actor.core.hidden_dim].to(self.device)
-            features, _ = self.actor.core(history[:, :-1], acted_from)          # (B, L, features)
-            old_log_prob = self.actor.head(rollout.pick(features)).log_prob(rollout.action)[:, None]    # (N, 1)
+            actor_features, _ = self.actor.core(history[:, :-1], acted_from)    # (B, L, features)
+            old_log_prob = self.actor.head(rollout.pick(actor_features)).log_prob(rollout.action)[:, None]      # (N, 1)
 
             # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
-            features, _ = self.critic.core(history, self.start_hidden(rollout, self.critic))     # (B, L + 1, features)
-            value = self.critic.head(rollout.pick(features[:, :-1])) * self.return_scale         # (N, 1)
-            next_value = self.critic.head(rollout.pick(features[:, 1:])) * self.return_scale     # (N, 1)
+            hidden_critic = self.start_hidden(rollout, self.critic)             # (B, hidden_dim)
+            critic_features, _ = self.critic.core(history, hidden_critic)       # (B, L + 1, features)
+            value = self.critic.head(rollout.pick(critic_features[:, :-1])) * self.return_scale         # (N, 1)
+            next_value = self.critic.head(rollout.pick(critic_features[:, 1:])) * self.return_scale     # (N, 1)
 
         # Compute advantages and returns, in order of time
         advantage = gae(*to_array(rollout.reward, value, next_value, rollout.not_done, rollout.end),
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Normalise advantages, and divide returns by a running mean of their size
+        # Divide returns by a running mean of their size, and normalise advantages
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage, target_value = (torch.as_tensor(x).to(value)[:, None] for x in (advantage, returns / self.return_scale))
@@ -144,28 +146,30 @@ class PPO(Agent):
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))
         for _ in range(cfg.epochs):
             for windows in np.array_split(self.rng.permutation(B), minibatches):
-                # Sample whole windows, since a memory needs the steps before. `chosen` (n,): which of the rollout's N steps
+                # Take a random part of the windows, whole, so that a core reads steps in order. `chosen` (n,): which of N steps
                 batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
-                history = batch.history[:, :-1]                                 # (b, L, row)
+                history = batch.history                                         # (b, L + 1, row)
 
                 # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
                 hidden_actor = self.start_hidden(batch, self.actor)             # (b, hidden_dim)
                 hidden_critic = self.start_hidden(batch, self.critic)
 
-                # Compute the critic loss
-                features, _ = self.critic.core(history, hidden_critic)          # (b, L, features)
-                current_value = self.critic.head(batch.pick(features))          # (n, 1)
+                # Get the current values
+                critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (b, L, features)
+                current_value = self.critic.head(batch.pick(critic_features))   # (n, 1)
                 assert current_value.shape == target_value[chosen].shape
+
+                # Compute the critic loss
                 critic_loss = (current_value - target_value[chosen]).square().mean()
 
                 # Optimize the critic
                 optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)
 
-                # Compute the actor loss: PPO paper, equation 7, and a bonus for entropy
-                features, _ = self.actor.core(history, hidden_actor)            # (b, L, features)
-                policy = self.actor.head(batch.pick(features))
+                # Compute the actor loss: the clipped objective (equation 7), and a bonus for entropy
+                actor_features, _ = self.actor.core(history[:, :-1], hidden_actor)      # (b, L, features)
+                policy = self.actor.head(batch.pick(actor_features))
                 log_prob = policy.log_prob(batch.action)[:, None]               # (n, 1)
-                ratio = (log_prob - old_log_prob[chosen]).exp()                  # (n, 1)
+                ratio = (log_prob - old_log_prob[chosen]).exp()                 # (n, 1)
                 assert ratio.shape == advantage[chosen].shape
                 gain = torch.min(ratio * advantage[chosen], ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * advantage[chosen])
                 actor_loss = -gain.mean() - cfg.entropy_coef * policy.entropy().mean()
@@ -175,7 +179,7 @@ class PPO(Agent):
                 critic_losses.append(critic_loss.detach())
                 actor_losses.append(actor_loss.detach())
 
-            # Refresh the stored hidden states with the new weights, from the first that the rollout has of each episode
+            # With --hidden_refresh: renew the stored hidden states, from the first that the rollout has of each episode
             if cfg.hidden_refresh:
                 self.refresh_hidden(buffer, buffer.windows("full"))
                 rollout = buffer.windows(cfg.seq_len, cfg.burn_in)

@@ -5,7 +5,8 @@ Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforce
        rescaled values (Pohlen et al. 2018).
 Run:   python main.py --policy R2D1 --env CartPole-v1 --observe positions --recurrent
 
-With --recurrent, windows start from stored states, burned in over the 16 steps before. The core reads the previous reward, too.
+With --recurrent, windows start from stored states, burned in over the 16 steps before. The core reads the previous reward, too,
+and returns have five rewards before they bootstrap.
 
 Deliberate differences from the paper:
 1. One actor, whose rate of random actions falls over the run, instead of 256 actors with a rate each. So priorities are not
@@ -60,8 +61,9 @@ class HyperParameters(MemoryFlags):
     max_timesteps: int = flag(100_000, "steps in the environment, over all num_envs")
     # What --recurrent changes
     recurrent_defaults = dict(seq_len=32, hidden_init="stored", burn_in=16, memory_input="obs_action_reward", n_steps=5)
-    # Flags of memory that are refused, and why
+    # Actor and critic are one network
     one_network = True
+    # Flags of memory that are refused, and why
     unused = {"critic_hidden": "its one network has one memory"}
 
     @classmethod
@@ -161,12 +163,11 @@ class R2D1(Agent):
         # Pick the real rows: a window of l steps has l states and one after them, so there are N + B in all
         length = batch.mask.sum(1)                                              # (B,)
         window = torch.arange(len(length), device=self.device).repeat_interleave(length)        # (N,): whose step it is
-        row = torch.arange(history.shape[1], device=self.device)
-        real = row <= length[:, None]                                           # (B, L + 1)
+        real_rows = torch.arange(history.shape[1], device=self.device) <= length[:, None]       # (B, L + 1)
 
-        # Unroll once over the windows' states and their last next state
+        # Unroll the critic over all L + 1 rows
         features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
-        Q = self.critic.head(features[real])                                    # (N + B, actions)
+        Q = self.critic.head(features[real_rows])                               # (N + B, actions)
 
         with torch.no_grad():
             # Unroll the target network over the same
@@ -174,7 +175,7 @@ class R2D1(Agent):
 
             # Double Q: the action that the online network would choose, valued by the target network
             best_action = Q.argmax(-1, keepdim=True)                            # (N + B, 1)
-            best_Q = self.critic_target.head(target_features[real]).gather(-1, best_action)
+            best_Q = self.critic_target.head(target_features[real_rows]).gather(-1, best_action)
             best_Q = self.unsquash(best_Q)                                      # (N + B, 1)
 
             # Look n steps ahead, but no further than the state after the window's last step. Each window has one state more than
@@ -182,7 +183,7 @@ class R2D1(Agent):
             i = torch.arange(batch.steps, device=self.device)                   # (N,)
             left = length.cumsum(0)[window] - i                                 # (N,): steps of the window from this one on
             n = left.clamp(max=cfg.n_steps)
-            not_done = batch.not_done[i + n - 1]                                # an episode terminates at a window's end only
+            not_done = batch.not_done[i + n - 1]                                # only a window's last step can terminate
 
             # Compute the n-step return. Rewards that `roll` brings from another window do not count, as k is then at least n
             rewards = torch.zeros_like(batch.reward)                            # (N, 1)
@@ -195,24 +196,24 @@ class R2D1(Agent):
 
         # Get the current Q estimates
         current_Q = (Q[i + window] * batch.action).sum(-1, keepdim=True)        # (N, 1): the action is one-hot
-        error = target_Q - current_Q
         assert current_Q.shape == target_Q.shape
+        error = target_Q - current_Q
 
-        # Compute the loss. Importance weights: windows that are drawn more often count less
+        # Compute the critic loss. Importance weights: windows that are drawn more often count less
         weight = buffer.importance(batch, cfg.importance_exponent)[window, None]        # (N, 1)
         critic_loss = (weight * error.square()).mean()
 
-        # Optimize the network
+        # Optimize the critic
         optimize(self.optimizer, critic_loss)
 
         # Renew the windows' priorities: a mix of the largest and the mean error
-        size = error.detach().abs()[:, 0]                                       # (N,)
-        largest = size.new_zeros(len(length)).scatter_reduce(0, window, size, "amax")           # (B,)
-        mean = size.new_zeros(len(length)).index_add(0, window, size) / length
+        abs_error = error.detach().abs()[:, 0]                                  # (N,)
+        largest = abs_error.new_zeros(len(length)).scatter_reduce(0, window, abs_error, "amax")         # (B,)
+        mean = abs_error.new_zeros(len(length)).index_add(0, window, abs_error) / length
         priority = cfg.priority_max * largest + (1 - cfg.priority_max) * mean
         buffer.set_priority(batch, (priority + 1e-6) ** cfg.priority_exponent)  # none is zero: it would never be drawn again
 
-        # Let the target network follow
+        # Let the target follow
         if self.updates % cfg.target_freq == 0:
             soft_update(self.critic, self.critic_target, 1)                     # tau 1: a copy
 

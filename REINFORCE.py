@@ -4,12 +4,13 @@ Paper: Williams, "Simple Statistical Gradient-Following Algorithms for Connectio
 Run:   python main.py --policy REINFORCE --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper:
-1. Actor and baseline are separate networks; each may have a recurrent core (cores.py) that reads the history of
+1. Actor and critic (the baseline) are separate networks; each may have a recurrent core (cores.py) that reads the history of
    observations and actions. With --recurrent the gradient goes back to each episode's start by default (--seq_len full).
 2. An action is credited with the discounted rewards that follow it, not with the whole episode's; late actions count as much as
    early ones, as nearly everywhere. There may be a bonus for entropy, and each network's gradient is clipped.
 3. An update waits for whole episodes that hold `batch_size` steps together, and averages over steps, not episodes.
-4. A time limit is no termination: with a baseline the return goes on with its value of the true last observation.
+4. With a baseline a time limit is no termination: the return goes on with the value of the true last observation. Without one
+   it ends there.
 5. Returns are divided by a running scale, so that one learning rate suits returns of 1 and of 1000. Adam, not plain ascent.
 """
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class HyperParameters(MemoryFlags):
     # Episodes of an update
     batch_size: int = flag(2000, "steps per update, at least: it waits for the end of the episode in which they are reached")
     baseline: bool = flag(True, "subtract a learned value of the state from the return")
-    memory_size: int = flag(100_000, "steps kept at least: the oldest of a longer batch of episodes are lost")
+    memory_size: int = flag(100_000, "steps that the buffer holds, at least; of a longer batch of episodes the oldest are lost")
     # Learning
     lr: float = flag(1e-3, "learning rate of actor and baseline")
     lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
@@ -140,13 +141,13 @@ class REINFORCE(Agent):
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
 
-        # Unroll the baseline over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
-        features, _ = self.critic.core(history, hidden_critic)                  # (B, L + 1, features)
-        current_value = self.critic.head(batch.pick(features[:, :-1]))          # (N, 1), over return_scale
+        # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
+        critic_features, _ = self.critic.core(history, hidden_critic)           # (B, L + 1, features)
+        current_value = self.critic.head(batch.pick(critic_features[:, :-1]))   # (N, 1), in units of return_scale
         with torch.no_grad():
-            scale = self.return_scale * cfg.baseline                            # without a baseline all values count as zero
+            scale = self.return_scale if cfg.baseline else 0                    # without a baseline all values count as zero
             value = current_value * scale
-            next_value = self.critic.head(batch.pick(features[:, 1:])) * scale  # (N, 1)
+            next_value = self.critic.head(batch.pick(critic_features[:, 1:])) * scale   # (N, 1)
 
         # Compute returns and advantages, in order of time
         returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * batch.not_done), cfg.discount)     # (N,)
@@ -156,17 +157,17 @@ class REINFORCE(Agent):
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
-        # Compute the baseline's loss
+        # Compute the critic loss
         assert current_value.shape == target_value.shape
         critic_loss = (current_value - target_value).square().mean()
 
-        # Optimize the baseline
+        # Optimize the critic
         if cfg.baseline:
             optimize(self.critic_optimizer, critic_loss, cfg.max_grad_norm)
 
-        # Compute the actor loss: policy gradient, and a bonus for entropy
-        features, _ = self.actor.core(history[:, :-1], hidden_actor)            # (B, L, features)
-        policy = self.actor.head(batch.pick(features))
+        # Compute the actor loss: the policy gradient, and a bonus for entropy
+        actor_features, _ = self.actor.core(history[:, :-1], hidden_actor)      # (B, L, features)
+        policy = self.actor.head(batch.pick(actor_features))
         log_prob = policy.log_prob(batch.action)[:, None]                       # (N, 1)
         assert log_prob.shape == advantage.shape
         actor_loss = -(log_prob * advantage).mean() - cfg.entropy_coef * policy.entropy().mean()

@@ -71,7 +71,7 @@ class Actor(nn.Module):
         noise = torch.randn_like(mean)
         before_tanh = mean + log_std.exp() * noise
         # Paper, equation 26: the Gaussian's log-density minus the logarithm of tanh's derivative. That is log(1 - tanh(u)^2),
-        # written so that it does not overflow
+        # written so that it stays finite where tanh(u) rounds to 1
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_prob = log_prob - 2 * (math.log(2) - before_tanh - softplus(-2 * before_tanh))
         return torch.tanh(before_tanh), log_prob.sum(-1, keepdim=True)
@@ -127,7 +127,7 @@ class SAC(Agent):
         actor_features, _ = self.actor.core(history, hidden_actor)              # (B, L + 1, features)
 
         with torch.no_grad():
-            # Unroll the targets over all L + 1 rows: to value the next state a core must have read the rows before it
+            # Unroll the target over all L + 1 rows: to value the next state a core must have read the rows before it
             critic_features, _ = self.critic_target.core(history, target_hidden_critic)
             # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
             next_actor_features = batch.pick(actor_features[:, 1:])             # (N, features)
@@ -142,7 +142,7 @@ class SAC(Agent):
             target_Q = target_Q - alpha * next_log_prob                         # plus the worth of the next action's entropy
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
-        # Get the current Q estimates, of the states without the last next one
+        # Get the current Q estimates: [:, :-1] belongs to the states
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
         current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)  # TD3: twins
         assert current_Q.shape[-2:] == target_Q.shape
@@ -168,7 +168,7 @@ class SAC(Agent):
         alpha_loss = -self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
         optimize(self.alpha_optimizer, alpha_loss)
 
-        # Let the targets follow
+        # Let the target follow
         soft_update(self.critic, self.critic_target, cfg.tau)
 
         # With --hidden_refresh: renew the stored hidden states of these windows

@@ -79,6 +79,7 @@ class Critic(nn.Module):
 
 class TD3(Agent):
     HyperParameters = HyperParameters
+
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_target, self.critic_target = self.target_of(self.actor), self.target_of(self.critic)
@@ -128,7 +129,7 @@ class TD3(Agent):
             target_Q = target_Q.min(0).values                                   # TD3: the smaller of the twins
             target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
 
-        # Get the current Q estimates, of the states without the last next one
+        # Get the current Q estimates: [:, :-1] belongs to the states
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)
         current_Q = self.critic.head(batch.pick(critic_features), batch.action)     # (2, N, 1)  # TD3: twins
         assert current_Q.shape[-2:] == target_Q.shape

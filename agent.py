@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from networks import target_of
+from networks import copy_of
 from utils import Buffer
 
 
@@ -134,7 +134,7 @@ class Agent:
 
     def target_of(self, network):
         """A target network, a copy of `network` as it is now."""
-        self.targets.append((network, target_of(network)))
+        self.targets.append((network, copy_of(network)))
         return self.targets[-1][1]
 
     # ------------------------------------------------------------------ what differs between algorithms
@@ -148,7 +148,10 @@ class Agent:
         raise NotImplementedError
 
     def values(self, features, batch):
-        """The critic's values of a batch's N steps, (N, n) or (2, N, n), from its core's features (N, feature_size)."""
+        """The critic's values of a batch's N steps, (N, n), or (2, N, n) of twins, from its core's features (N, feature_size).
+
+        n is 1, or the number of actions where an algorithm values each of them.
+        """
         return self.critic.head(features, batch.action)
 
     def in_rewards(self, values):
@@ -210,7 +213,8 @@ class Agent:
         --hidden_init and --critic_hidden choose the start state. With --burn_in it belongs to the first of the steps before the
         window, and the network's own weights carry it through these. Without, a target has its online network's start state.
         """
-        whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden  # the actor or its target
+        # The actor's memory: the actor, its target, and the one network of both have it
+        whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden
         if self.cfg.hidden_init == "zero" or whose == "zero":
             hidden = batch.history.new_zeros(len(batch.history), network.core.hidden_dim)
         else:

@@ -17,7 +17,7 @@ the core, in the critic's head, since otherwise the actor's gradient could rewri
 import torch
 import torch.nn as nn
 
-torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, but not acting
+torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, not single steps
 
 
 class NoCore(nn.Module):

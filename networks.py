@@ -106,8 +106,8 @@ def optimize(optimizer, loss, max_grad_norm=None):
     optimizer.step()
 
 
-def target_of(network):
-    """A copy of a network, which soft_update moves slowly towards it. Its weights are not frozen: call it under no_grad."""
+def copy_of(network):
+    """A copy of a network, which soft_update moves slowly towards it. Its weights are not frozen: use the copy under no_grad."""
     target = copy.deepcopy(network)
     for module in target.modules():
         if isinstance(module, nn.RNNBase):

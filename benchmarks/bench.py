@@ -31,7 +31,7 @@ import torch.nn as nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import main  # noqa: E402
 from envs import EnvSpec  # noqa: E402
-from networks import target_of  # noqa: E402
+from networks import copy_of  # noqa: E402
 from support import results as output  # noqa: E402
 from utils import Buffer  # noqa: E402
 
@@ -83,7 +83,7 @@ class PlainTD3:
     def __init__(self, agent):
         self.cfg, self.updates = agent.cfg, 0
         self.actor, self.critics = self.copy(agent.actor).to(agent.device), self.copy(agent.critic).to(agent.device)
-        self.actor_target, self.critics_target = target_of(self.actor), target_of(self.critics)
+        self.actor_target, self.critics_target = copy_of(self.actor), copy_of(self.critics)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=self.cfg.lr)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=self.cfg.lr)
 
