@@ -107,7 +107,7 @@ def dot_plot(title, text, panels, across=1):
     A row is label, colour, a value per seed, a published value or None. None instead of a row is a gap."""
     tall = [sum(1 if row else 0.5 for row in rows) for *_, rows in panels[::across]]
     with matplotlib.style.context(STYLE):
-        high = (1.3 if across == 1 else 1.75) + sum(0.75 + 0.185 * rows for rows in tall)
+        high = (1.3 if across == 1 else 1.75) + sum((0.75 if across == 1 else 1.2) + 0.185 * rows for rows in tall)
         fig = Figure(figsize=(9, high), dpi=150, layout="constrained")
         axes = fig.subplots(len(tall), across, squeeze=False, height_ratios=tall)
         for i, (ax, (name, unit, ends, them, rows)) in enumerate(zip(axes.flat, panels)):
@@ -124,6 +124,8 @@ def dot_plot(title, text, panels, across=1):
                         ax.plot([np.mean(values)] * 2, [y - 0.38, y + 0.38], color=colour, lw=2.2, zorder=3)
                         ax.text(1.015, y, f"{number(np.mean(values))} ({len(values)})", color=colour, va="center",
                                 transform=ax.get_yaxis_transform())
+                    elif not published:
+                        ax.text(0.02, y, "not run", color=FAINT, va="center", transform=ax.get_yaxis_transform())
                     if published:
                         ax.plot(published, y, "D", mfc="white", mec=INK, mew=1.1, ms=5.5, zorder=4, clip_on=False)
                 y += 1 if row else 0.5

@@ -47,5 +47,5 @@ def draw(study, table):
             f"A dot is one change to the reference, for one algorithm on one task. Filled dots ({len(starts)}) change only what "
             f"a window starts from; the rank correlation (Spearman's) of their Delta-Q and their loss is {decimals(rank)}: 1 if "
             "the staler one always lost more, 0 if there were no order. Hollow dots change something else, such as a window's "
-            "length, and lose for other reasons. Delta-Q (Kapturowski et al. 2019): how far the critic's values are off because "
-            "a window starts from another state than the one unrolled over the episode.")
+            "length, and may lose for other reasons. Delta-Q (Kapturowski et al. 2019): how far the critic's values are off "
+            "because a window starts from another state than the one unrolled over the episode.")

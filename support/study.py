@@ -152,12 +152,12 @@ def questions(study):
 
 
 def columns(study, table):
-    """The cases that have runs, those of one task side by side: [(task in words, [cases])]."""
-    tasks = {}
+    """The cases that have runs, those of one task side by side, algorithms in one order: [(task in words, [cases])]."""
+    tasks, policies = {}, [case["policy"] for case in study.cases.values()]
     for case in study.cases:
         if case in set(table.case):
             tasks.setdefault(task(study.cases[case])[0], []).append(case)
-    return list(tasks.items())
+    return [(name, sorted(them, key=lambda case: policies.index(study.cases[case]["policy"]))) for name, them in tasks.items()]
 
 
 def progress(study, case):

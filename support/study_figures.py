@@ -36,7 +36,7 @@ def answers(study, table):
 
         def write(x, y, text, size=10, **look):
             ax.text(x, y, text, **dict(size=size, color=INK, ha="left", va="center", linespacing=1.15) | look)
-        write(0.15, 0.28, "How much of what memory gains is left, when one thing about it is changed?", 17, weight="bold")
+        write(0.15, 0.28, "Change one thing about the memory: how much of its gain is left?", 17, weight="bold")
         write(0.15, 0.83, textwrap.fill(
             f"The reference: {words(study, COMMON)}. Each row changes one thing about it. A number is the share of what memory "
             "adds to the score (the mean of all evaluations) that is kept: 1 is as good as the reference, 0 no better than no "

@@ -54,9 +54,16 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d|-inf|-nan")  # argparse takes -1 for a number, but -1e3 for a flag
 
     def parse_known_args(self, args=None, namespace=None):
-        for word in sys.argv[1:] if args is None else args:
-            if word.startswith("--") and word.endswith("=--"):         # argparse takes this for an empty list
-                self.error(f"argument {word[:-3]}: expected one argument")
+        words = sys.argv[1:] if args is None else args
+        for word, after in zip(words, [*words[1:], ""]):
+            name, _, value = word.partition("=")
+            if name.startswith("--") and value == "--":                # argparse takes this for an empty list
+                self.error(f"argument {name}: expected one argument")
+            known = self._option_string_actions
+            if name in known and known[name].nargs == 0 and (value or after.lower() in ("true", "false")):
+                no = f"--no-{name[2:]}"
+                no = f"{no} for no" if no in known else "leave it out for no"
+                self.error(f"{name} takes no value: write {name} for yes, {no}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
