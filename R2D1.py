@@ -70,10 +70,7 @@ class HyperParameters(MemoryFlags):
     def check(cls, config, given):
         """As MemoryFlags.check."""
         super().check(config, given)
-        actor_has_memory, critic_has_memory = config["recurrent_actor"], config["recurrent_critic"]
-        if actor_has_memory != critic_has_memory:
-            raise ValueError("R2D1 has one network, actor and critic at once; use --recurrent, or neither")
-        if config["n_steps"] > 1 and not critic_has_memory:
+        if config["n_steps"] > 1 and not config["recurrent_critic"]:
             raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, so returns are one-step "
                              "ones; leave it out")
         if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:

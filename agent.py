@@ -66,6 +66,8 @@ class MemoryFlags:
         defaults = {f.name: f.default for f in fields(MemoryFlags)}
         actor, critic = config["recurrent_actor"], config["recurrent_critic"]
         seq_len, start = config["seq_len"], config["hidden_init"]
+        refuse(cls.one_network and actor != critic,
+               f"{config['policy']} has one network, actor and critic at once; use --recurrent, or neither")
         for name in defaults:
             refuse(name in given and not (actor or critic) and not name.startswith("recurrent_"),
                    f"--{name} needs a memory; add --recurrent, --recurrent_actor or --recurrent_critic")
@@ -73,12 +75,12 @@ class MemoryFlags:
             refuse(config[name] != defaults[name],
                    f"--{name if config[name] is True else f'{name} {config[name]}'} is of no use to {config['policy']}: {why}")
         if "rollout_steps" in config and not config["test"]:           # a test draws no windows
-            rollout, batch = config["rollout_steps"], config.get("batch_size", 0)
+            rollout, batch, envs = config["rollout_steps"], config.get("batch_size", 0), config.get("num_envs", 1)
             refuse(seq_len != "full" and seq_len > rollout,
                    f"--seq_len {seq_len} is more than a rollout of --rollout_steps {rollout} has; choose a smaller --seq_len or "
                    "a larger --rollout_steps")
-            refuse(batch > rollout * config["num_envs"],
-                   f"--batch_size {batch} is more than a rollout of {config['num_envs']} x {rollout} steps; choose a smaller "
+            refuse(batch > rollout * envs,
+                   f"--batch_size {batch} is more than a rollout of {envs} x {rollout} steps; choose a smaller "
                    "--batch_size, or larger --rollout_steps or --num_envs")
         refuse(config["burn_in"] and seq_len == "full",
                f"--burn_in {config['burn_in']} with --seq_len full: such windows are not burned in; add --burn_in 0, or "
@@ -96,12 +98,11 @@ class MemoryFlags:
             refuse(config[name] != defaults[name] and start == "zero",
                    f"--{name} needs --hidden_init stored; with zero no stored state is ever read")
         if not config["test"] and not config["record"] and "dataset" not in config:     # random actions may be worth a recording
-            name, first = "batch_size", config.get("batch_size", 0)    # steps before the first update: see the agents' `ready`
-            if "rollout_steps" in config:
-                name, first = "rollout_steps", config["rollout_steps"] * config["num_envs"]
+            name, first, envs = "batch_size", config.get("batch_size", 0), config.get("num_envs", 1)
+            if "rollout_steps" in config:                              # steps before the first update: see the agents' `ready`
+                name, first = "rollout_steps", config["rollout_steps"] * envs
             elif config.get("replay_ratio"):
                 name, first = "start_timesteps", config["start_timesteps"] + first / config["replay_ratio"]
-            envs = config.get("num_envs", 1)
             refuse(math.ceil(config["max_timesteps"] / envs) * envs < first,
                    f"--max_timesteps {config['max_timesteps']} trains nothing: the first update comes after {first:.0f} steps; "
                    f"choose a larger --max_timesteps, or a smaller --{name}")
@@ -123,6 +124,7 @@ class Agent:
     not_state = {"spec", "cfg", "device", "targets"}    # attributes that a checkpoint leaves out: the flags make them anew
 
     def __init__(self, spec, cfg, seed, device, actor, critic):
+        assert actor is critic or type(actor) is not type(critic), "start_hidden tells actor and critic apart by their class"
         self.spec, self.cfg, self.device = spec, cfg, device
         self.actor, self.critic = actor.to(device), critic.to(device)
         self.targets = []                   # (network, its target)

@@ -152,7 +152,7 @@ def show_help(algorithm, config):
         return text + (f" [{'; '.join(values)}]" if values else "")
 
     width = min(130, max(100, shutil.get_terminal_size().columns))
-    about = sys.modules[algorithm.__module__].__doc__
+    about = sys.modules[algorithm.__module__].__doc__ or algorithm.__name__
     print(about.splitlines()[0], *re.findall("^Run: .*", about, re.MULTILINE), sep="\n")
     for group, names in GROUPS.items():
         print(f"\n{group}")
@@ -354,6 +354,10 @@ def check(config, given, algorithm):
         fail(f"--memory_steps '{config['memory_steps']}' must be whole numbers from 1 to 9999, or all")
     if (config["memory_steps"] or config["lookback"]) and (config["explore"] or config["record"] or config["video"]):
         fail("--memory_steps and --lookback play episodes again, without noise; drop --explore, --record and --video")
+    if (config["memory_steps"] or config["lookback"]) and not config["recurrent_actor"]:
+        fail("--memory_steps and --lookback need a policy with a memory, and this one's actor has none")
+    if config["lookback"] and config["eval_episodes"] == 1:
+        fail("--lookback puts a row of another episode in, and --eval_episodes 1 has no other; choose more")
     if config["video"] and config["record"]:
         fail("--video records in an environment that draws itself, which is not the one that --record describes; run it twice")
     for name, package in OPTIONAL.items():

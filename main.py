@@ -407,7 +407,11 @@ def make_agent(run, cfg, algorithm, spec, model):
             if run.explore:                                            # it explores as when saved, but is past the warm-up
                 agent.steps = max(int(model["step"]), getattr(cfg, "start_timesteps", 0))
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
-            fail(f"--load_model: '{run.load_model}' holds another architecture; give the flags it was trained with")
+            was, now = model["config"], asdict(run)
+            others = [name for name in ("env", "env_kwargs", "observe") if was.get(name, now[name]) != now[name]]
+            fail(f"--load_model: '{run.load_model}' " + (" and ".join(f"was trained with --{name} {was[name]}" for name in others)
+                 + " and does not fit; leave out " + " and ".join(f"--{name}" for name in others) if others else
+                 "holds another architecture; give the flags it was trained with"))
     return agent
 
 
@@ -424,6 +428,8 @@ def carry_out(argv, run, cfg, algorithm, model):
             video.check_free(run.video, run.overwrite)
         if run.export:
             models.check_free(run.export, run.overwrite)
+        if run.memory_steps or run.lookback:
+            lookback.check_free(run)
         eval_env = make_env(run.env, recorder if run.test else None, bool(run.video), **options)
         spec = env_spec(eval_env)
         check_actions(run, cfg, spec.discrete)

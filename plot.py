@@ -89,12 +89,16 @@ def read_run(path, own=False):
 def read_runs(sources):
     """All runs of `sources`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
     with 2 if no run is left."""
-    runs, problems = {}, []
+    runs, problems, seen = {}, [], set()
     for source, own in sources.items():
+        if source.endswith(".toml") or glob.glob(os.path.join(glob.escape(source), "*.runs.csv")):
+            fail(f"{source} is of a study; draw it with plot.py --study FILE.toml")
         folder = os.path.isdir(source) or source in (REFERENCE, OWN)
         files = glob.glob(os.path.join(glob.escape(source), "*.[cj]s*")) if folder else [source]
-        for path in sorted({re.sub(r"\.(csv|json)$", "", file) for file in files
-                            if not file.endswith((*NO_RUN, os.sep + "summary.csv"))}):
+        paths = {re.sub(r"\.(csv|json)$", "", file) for file in files
+                 if not file.endswith((*NO_RUN, os.sep + "summary.csv"))} - seen
+        seen |= paths                                                  # `results/mine/*` names a run by its CSV and by its JSON
+        for path in sorted(paths):
             try:
                 run = read_run(path, own)
                 if runs.setdefault((own, line_key(run.config), run.config["seed"]), run) is not run:

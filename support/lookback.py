@@ -134,8 +134,6 @@ def probe(run, agent, play, about):
     Args:
         run: the run's flags; play: see memory_steps; about: a dictionary, kept in the files' first lines
     """
-    if agent.actor.core.hidden_dim == 0:
-        fail("--memory_steps and --lookback need a policy with a memory, and this one's actor has none")
     if run.memory_steps:
         given, rows = {*run.memory_steps.split()}, []
         for K, returns in memory_steps(agent, play, [*sorted(map(int, given - {"all"})), *given & {"all"}]):
@@ -146,13 +144,24 @@ def probe(run, agent, play, about):
     if run.lookback:
         influence = lookback(agent, play, run.lookback, SAMPLES, np.random.default_rng(run.seed))
         if not len(influence):
-            fail(f"--lookback {run.lookback}: no episode has more steps than that, or there is one episode only; give a smaller "
-                 "number, or more --eval_episodes")
+            fail(f"--lookback {run.lookback}: no episode has more steps than that; give a smaller number")
         for lag, each in enumerate(influence.T, 1):
             print(f"{lag} step{'s' * (lag > 1)} back: influence {each.mean():.3f}")
         rows = [(lag, episode, f"{influence[episode, lag - 1]:.6g}")
                 for lag in range(1, run.lookback + 1) for episode in range(len(influence))]
         write(run, "lookback", "lag,episode,influence", rows, about)
+
+
+def check_free(run):
+    """Raises ValueError, with one line, if --results_dir cannot be written. Leaves nothing there."""
+    folder = os.path.abspath(run.results_dir)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        write_file(os.path.join(folder, "memory.new"), b"")
+        os.remove(os.path.join(folder, "memory.new"))
+    except OSError as error:
+        raise ValueError(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another") from None
 
 
 def write(run, kind, head, rows, about):

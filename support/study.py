@@ -55,7 +55,7 @@ def read(path, folder):
     runs = pd.concat(runs or [pd.DataFrame(columns=["arm"])])
     runs = runs[runs.arm.isin(list(arms))]
     if runs.empty:
-        fail(f"no finished run of {path} is in '{folder}'; run sweep.py first, or give another --results_dir")
+        fail(f"no finished run of {path} is in '{folder}'; run sweep.py first, or name its folder: plot.py --study FILE FOLDER")
     return Study(arms, cases, *said, len(toml["seeds"]), runs)
 
 

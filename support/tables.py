@@ -76,7 +76,10 @@ def collected(path):
 def evaluations(run, info):
     """A run's evaluations, a row each. run: the path of its files, without an ending; info: its JSON."""
     def table(end, columns):
-        return pd.DataFrame(read_rows(run, end, info))[columns].replace("nan", "").apply(pd.to_numeric)
+        rows = read_rows(run, end, info)
+        if not rows:
+            raise ValueError(f"{end} has no row")
+        return pd.DataFrame(rows)[columns].replace("nan", "").apply(pd.to_numeric)
     episodes = table(".csv", ["step", "return", "length", "seconds"])
     steps = episodes["step"].astype(float)
     if not (episodes.abs() < 1e30).all(axis=None) or not (steps.between(0, 2 ** 32) & (steps % 1 == 0)).all():

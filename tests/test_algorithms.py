@@ -28,6 +28,7 @@ from conftest import (
 )
 
 import main
+from agent import Agent, MemoryFlags
 from envs import EnvSpec
 from flags import POLICIES
 from TD3 import TD3
@@ -367,3 +368,9 @@ def test_a_time_limit_is_no_end(module, memory):
         values = agent.values(steps.pick(features), steps)
     values = getattr(agent, "unsquash", lambda x: x)(values) * getattr(agent, "return_scale", 1) * (1 - agent.cfg.discount)
     assert 0.9 < values.min() and values.max() < 1.1, (values.min(), values.max())
+
+
+def test_an_actor_and_a_critic_of_one_class_are_refused():
+    """start_hidden would take the one for the other."""
+    with pytest.raises(AssertionError, match="by their class"):
+        Agent(SPEC, MemoryFlags(), 0, "cpu", torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))

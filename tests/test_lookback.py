@@ -128,7 +128,15 @@ def test_copies_that_have_lost_their_runs_names_have_files_of_their_own(model, t
 
 
 @pytest.mark.parametrize("more,words", [
-    (["--lookback", "11"], ["--lookback 11", "smaller number"]), (["--lookback", "3", "--eval_episodes", "1"], ["one episode"]),
+    (["--lookback", "11"], ["--lookback 11", "smaller number"]),
+    (["--lookback", "3", "--eval_episodes", "1"], ["--eval_episodes 1"]),
+    (["--memory_steps", "2", "--no-recurrent_actor"], ["need a policy with a memory"]),
     (["--memory_steps", "0"], ["--memory_steps '0'", "or all"]), (["--memory_steps", "2", "--explore"], ["drop --explore"])])
 def test_what_cannot_be_measured(more, words, model, refused):
     refused(["--test", "--load_model", model, "--eval_episodes", "2", *more], words)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_test(model, refused, monkeypatch):
+    monkeypatch.setattr(main, "test", lambda *_: pytest.fail("it was tested"))
+    words = ["--test", "--load_model", model, "--memory_steps", "2", "--results_dir", model + "/x"]
+    refused(words, ["--results_dir", "cannot be written"])

@@ -609,6 +609,18 @@ def refused(results, capsys, plots_dir=None):
     return error
 
 
+def test_tables_of_a_study_are_no_runs(results, capsys):
+    write_run(results)
+    (results / "case.runs.csv").touch()
+    assert "--study" in refused(results, capsys)
+
+
+def test_a_run_that_is_named_by_both_of_its_files_is_read_once(results, capsys):
+    path = write_run(results)
+    assert len(plot.read_runs({path + ".csv": True, path + ".json": True, path: True})) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_no_results(results, capsys):
     assert "run main.py first" in refused(results, capsys)
     assert "nowhere.json is no file" in refused(results / "nowhere", capsys)
