@@ -70,7 +70,8 @@ class HyperParameters(MemoryFlags):
     def check(cls, config, given):
         """As MemoryFlags.check."""
         super().check(config, given)
-        if config["n_steps"] > 1 and not config["recurrent_critic"]:
+        has_memory = config["recurrent_critic"]
+        if config["n_steps"] > 1 and not has_memory:
             raise ValueError(f"--n_steps {config['n_steps']}: without a memory a window is one step, so returns are one-step "
                              "ones; leave it out")
         if config["seq_len"] != "full" and config["n_steps"] > config["seq_len"]:
