@@ -91,14 +91,15 @@ def read_runs(sources):
     with 2 if no run is left."""
     runs, problems, seen = {}, [], set()
     for source, own in sources.items():
-        if source.endswith(".toml") or glob.glob(os.path.join(glob.escape(source), "*.runs.csv")):
-            fail(f"{source} is of a study; draw it with plot.py --study FILE.toml")
         folder = os.path.isdir(source) or source in (REFERENCE, OWN)
         files = glob.glob(os.path.join(glob.escape(source), "*.[cj]s*")) if folder else [source]
         paths = {re.sub(r"\.(csv|json)$", "", file) for file in files
                  if not file.endswith((*NO_RUN, os.sep + "summary.csv"))} - seen
+        tables_of = {path for path in paths if path.endswith((".runs", ".toml")) or path + ".runs" in paths}
+        if tables_of:
+            problems.append(f"{source} has what belongs to a study, which plot.py --study FILE.toml draws")
         seen |= paths                                                  # `results/mine/*` names a run by its CSV and by its JSON
-        for path in sorted(paths):
+        for path in sorted(paths - tables_of):
             try:
                 run = read_run(path, own)
                 if runs.setdefault((own, line_key(run.config), run.config["seed"]), run) is not run:

@@ -610,9 +610,12 @@ def refused(results, capsys, plots_dir=None):
 
 
 def test_tables_of_a_study_are_no_runs(results, capsys):
-    write_run(results)
-    (results / "case.runs.csv").touch()
+    for name in ("case.csv", "case.runs.csv"):
+        (results / name).touch()
     assert "--study" in refused(results, capsys)
+    write_run(results)
+    assert len(plot.read_runs({str(results): True})) == 1              # they do not keep a run beside them from being drawn
+    assert "--study" in capsys.readouterr().err
 
 
 def test_a_run_that_is_named_by_both_of_its_files_is_read_once(results, capsys):
