@@ -65,7 +65,7 @@ class MemoryFlags:
                 raise ValueError(why)
         defaults = {f.name: f.default for f in fields(MemoryFlags)}
         actor, critic = config["recurrent_actor"], config["recurrent_critic"]
-        seq_len, start = config["seq_len"], config["hidden_init"]
+        seq_len, start, envs = config["seq_len"], config["hidden_init"], config.get("num_envs", 1)
         refuse(cls.one_network and actor != critic,
                f"{config['policy']} has one network, actor and critic at once; use --recurrent, or neither")
         for name in defaults:
@@ -75,7 +75,7 @@ class MemoryFlags:
             refuse(config[name] != defaults[name],
                    f"--{name if config[name] is True else f'{name} {config[name]}'} is of no use to {config['policy']}: {why}")
         if "rollout_steps" in config and not config["test"]:           # a test draws no windows
-            rollout, batch, envs = config["rollout_steps"], config.get("batch_size", 0), config.get("num_envs", 1)
+            rollout, batch = config["rollout_steps"], config.get("batch_size", 0)
             refuse(seq_len != "full" and seq_len > rollout,
                    f"--seq_len {seq_len} is more than a rollout of --rollout_steps {rollout} has; choose a smaller --seq_len or "
                    "a larger --rollout_steps")
@@ -98,7 +98,7 @@ class MemoryFlags:
             refuse(config[name] != defaults[name] and start == "zero",
                    f"--{name} needs --hidden_init stored; with zero no stored state is ever read")
         if not config["test"] and not config["record"] and "dataset" not in config:     # random actions may be worth a recording
-            name, first, envs = "batch_size", config.get("batch_size", 0), config.get("num_envs", 1)
+            name, first = "batch_size", config.get("batch_size", 0)
             if "rollout_steps" in config:                              # steps before the first update: see the agents' `ready`
                 name, first = "rollout_steps", config["rollout_steps"] * envs
             elif config.get("replay_ratio"):

@@ -57,8 +57,8 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else args
         for word, after in zip(words, [*words[1:], ""]):
             name, _, value = word.partition("=")
-            if name.startswith("--") and value == "--":                # argparse takes this for an empty list
-                self.error(f"argument {name}: expected one argument")
+            if word.startswith("--") and word.endswith("=--"):         # argparse takes this for an empty list
+                self.error(f"argument {word[:-3]}: expected one argument")
             known = self._option_string_actions
             if name in known and known[name].nargs == 0 and (value or after.lower() in ("true", "false")):
                 no = f"--no-{name[2:]}"
