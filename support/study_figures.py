@@ -42,7 +42,7 @@ def answers(study, table):
             "adds to the score (the mean of all evaluations) that is kept: 1 is as good as the reference, 0 no better than no "
             f"memory. Below: its 95% interval over {study.seeds} seeds{', in pale cells over n, or the range' * late}. Bold: "
             "told apart from the reference. A ring \u25cb: not told apart, which says little if the interval is wide."
-            + ' "identical": this changes nothing there.' * same + " An empty cell: there is no such choice."
+            + ' "identical": this changes nothing there.' * same + " An empty cell: no such choice, or not run."
             " Q6 Does all this depend on the algorithm? Read along a row.", 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
