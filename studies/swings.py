@@ -2,6 +2,7 @@
 
     python studies/swings.py NAME FLAGS OF main.py ...
     python studies/swings.py NAME@100000:discount=0.99 FLAGS OF main.py ...     (another value of a flag from step 100,000 on)
+    python studies/swings.py NAME@0:discount=0.98..0.995 FLAGS OF main.py ...   (its horizon grows until the run ends)
     python studies/swings.py draw                                               (the figure, from the committed rows)
 
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
@@ -156,6 +157,15 @@ def gradients_agree(agent, buffer, minibatches=48):
     return cosines
 
 
+def value_of(value, share):
+    """The number that a text says. Of "0.98..0.995" the discount whose horizon, 1 / (1 - discount), has grown by `share`."""
+    first, _, last = value.partition("..")
+    if not last:
+        return float(first)
+    first, last = (1 / (1 - float(end)) for end in (first, last))      # steps
+    return 1 - 1 / (first + share * (last - first))
+
+
 def run(name, argv):
     name, _, later = name.partition("@")
     start, _, change = later.partition(":")
@@ -168,7 +178,8 @@ def run(name, argv):
 
     def train_and_keep(agent, buffer):
         if later and agent.steps >= int(start):
-            agent.cfg = replace(agent.cfg, **{flag: type(vars(agent.cfg)[flag])(value)})
+            share = (agent.steps - int(start)) / (agent.cfg.max_timesteps - int(start))
+            agent.cfg = replace(agent.cfg, **{flag: type(vars(agent.cfg)[flag])(value_of(value, share))})
             if flag == "lr":
                 for group in agent.actor_optimizer.param_groups + agent.critic_optimizer.param_groups:
                     group["lr"] = agent.cfg.lr
