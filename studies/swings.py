@@ -157,11 +157,11 @@ def gradients_agree(agent, buffer, minibatches=48):
     return cosines
 
 
-def value_of(value, share):
-    """The number that a text says. Of "0.98..0.995" the discount whose horizon, 1 / (1 - discount), has grown by `share`."""
-    first, _, last = value.partition("..")
+def value_of(text, kind, share):
+    """A text as a flag's value. Of "0.98..0.995" the discount whose horizon, 1 / (1 - discount), has grown by `share`."""
+    first, _, last = text.partition("..")
     if not last:
-        return float(first)
+        return kind(text)
     first, last = (1 / (1 - float(end)) for end in (first, last))      # steps
     return 1 - 1 / (first + share * (last - first))
 
@@ -179,7 +179,7 @@ def run(name, argv):
     def train_and_keep(agent, buffer):
         if later and agent.steps >= int(start):
             share = (agent.steps - int(start)) / (agent.cfg.max_timesteps - int(start))
-            agent.cfg = replace(agent.cfg, **{flag: type(vars(agent.cfg)[flag])(value_of(value, share))})
+            agent.cfg = replace(agent.cfg, **{flag: value_of(value, type(vars(agent.cfg)[flag]), share)})
             if flag == "lr":
                 for group in agent.actor_optimizer.param_groups + agent.critic_optimizer.param_groups:
                     group["lr"] = agent.cfg.lr
