@@ -10,7 +10,8 @@ Deliberate differences from the paper and its reference code:
    `replay_ratio` count real steps, never padding, so both kinds of update learn from the same amount of data.
 3. In the actor's loss no gradient passes through the critic's core. It has not read the action that the actor now chooses.
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
-5. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
+5. Over a run the learning rates fall to zero and the discount rises. `--no-lr_decay --horizon_growth 1` is the paper's form.
+6. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
 
 Lines marked `# TD3:` came to SAC from TD3.
 """
@@ -36,10 +37,12 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
-    # Learning. Discount and rate suit PyBullet's hopper: with 0.99 it learns to stand still for the bonus of staying up
+    # Learning, set for PyBullet's hopper. A discount of 0.99 from the start teaches it to stand still for the bonus of staying
+    # up. One of 0.98 to the end values a fast hop that soon falls like a slower one that never does. So the horizon grows
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
-    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
-    discount: float = flag(0.98, "discount factor gamma", high=1)
+    lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
+    discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)
+    horizon_growth: float = flag(4, "factor by which the horizon, 1 / (1 - discount), grows over the run", low=1)
     tau: float = flag(0.005, "rate at which the targets follow", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
     target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the actions' dimension)",
@@ -140,7 +143,7 @@ class SAC(Agent):
             target_Q = self.critic_target.head(next_critic_features, next_action)   # (2, N, 1)  # TD3: twins
             target_Q = target_Q.min(0).values                                   # TD3: the smaller of the twins
             target_Q = target_Q - alpha * next_log_prob                         # plus the worth of the next action's entropy
-            target_Q = batch.reward + batch.not_done * cfg.discount * target_Q  # (N, 1)
+            target_Q = batch.reward + batch.not_done * self.discount * target_Q     # (N, 1)
 
         # Get the current Q estimates: [:, :-1] belongs to the states
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)

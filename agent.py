@@ -252,6 +252,16 @@ class Agent:
                     for group in optimizer.param_groups:
                         group["lr"] = group["initial_lr"] * remaining
 
+    @property
+    def discount(self):
+        """The discount factor now. --horizon_growth: its horizon, 1 / (1 - discount) steps, grows evenly over max_timesteps.
+
+        A discount that rises while the learning rate falls: François-Lavet, Fonteneau and Ernst, "How to Discount Deep
+        Reinforcement Learning: Towards New Dynamic Strategies", 2015.
+        """
+        longer = 1 + min(1, self.steps / self.cfg.max_timesteps) * (self.cfg.horizon_growth - 1)
+        return 1 - (1 - self.cfg.discount) / longer
+
     # ------------------------------------------------------------------ models
 
     @torch.no_grad()

@@ -349,13 +349,13 @@ def resume(checkpoints, run, agent, config):
     try:
         saved = checkpoints.load()
         if saved is None and not os.path.exists(path + ".log"):        # sweep.py's log: a study's runs are never made longer
-            shorter, decays = shorter_runs(run, agent), config.get("lr_decay")
+            shorter, paced = shorter_runs(run, agent), paced_by_the_end(config)
             kept = [other for other in shorter if Checkpoints(other, None).steps()]
-            if shorter and (decays or not kept) and not os.path.exists(path + ".json"):
-                why = "--lr_decay brings its learning rates to zero by its end" if decays else \
+            if shorter and (paced or not kept) and not os.path.exists(path + ".json"):
+                why = f"{paced} ended with it" if paced else \
                     "it has kept no checkpoint, as with --keep_checkpoint it would"
                 fail(f"--resume: {shorter[0]} cannot be made longer: {why}; without --resume this run starts from the beginning")
-            longer = kept[0] if kept and not decays else None
+            longer = kept[0] if kept and not paced else None
             if longer:
                 with alone(longer, 0):
                     saved = checkpoints.load_from(longer)
@@ -369,6 +369,12 @@ def resume(checkpoints, run, agent, config):
         if name not in HANDLING and config.get(name) != value and not (longer and name == "max_timesteps"):
             fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
     return saved
+
+
+def paced_by_the_end(config):
+    """The flags, in words, because of which a run of more --max_timesteps is another run from its first step on."""
+    paced = {"--lr_decay": config.get("lr_decay"), "--horizon_growth": config.get("horizon_growth", 1) > 1}
+    return " and ".join(name for name, used in paced.items() if used)
 
 
 def shorter_runs(run, agent):

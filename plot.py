@@ -45,6 +45,7 @@ REFERENCE, HISTORY, OWN = os.path.join("results", "reference"), os.path.join("re
 OWN_PLOTS, MADE = os.path.join("plots", "own"), "made by plot.py"      # what the figures there say of themselves
 NO_RUN = (".staleness.csv", ".lookback.csv", ".memory_steps.csv")
 BOOKKEEPING = {"seed"} | NOT_LEARNING
+BEFORE = {"lr_decay": False, "horizon_growth": 1}                      # what runs had from before there were these flags
 NOISE = ["flicker", "obs_noise", "sensor_dropout", "env_kwargs"]
 NAMED = ["env", "observe", *NOISE, "policy", "recurrent_actor", "recurrent_critic", "core"]    # each stands elsewhere in a figure
 MEMORY = {f.name for f in fields(MemoryFlags)}
@@ -72,7 +73,8 @@ def read_run(path, own=False):
     """Read PATH.json and the CSV files beside it. Raises ValueError, with one line, if they are missing, damaged or strange."""
     try:
         info = read_info(path, check_saved)
-        config = defaults(info["config"]) | info["config"]             # an older run may lack a flag that came later
+        default = defaults(info["config"])                             # an older run may lack a flag that came later
+        config = default | {k: v for k, v in BEFORE.items() if k in default} | info["config"]
         config["seed"] = int(config["seed"])
         # A model's path is known by its last two parts. Each seed has its own model
         config["load_model"] = re.sub(r"_seed=\d+", "", "/".join(re.split(r"[/\\]+", config["load_model"].rstrip("/\\"))[-2:]))

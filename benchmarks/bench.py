@@ -48,6 +48,8 @@ WHERE = []                                                             # --devic
 
 def make_agent(words):
     """An agent as main.py would make it, and its hyper-parameters."""
+    if "--policy TD3" in words:
+        words += " --horizon_growth 1"                                 # the plain form and torchrl's have one discount
     run, cfg, algorithm, _ = main.parse([*words.split(), *WHERE])
     torch.manual_seed(0)
     return algorithm(EnvSpec(S, A, False), cfg, device=run.device), cfg

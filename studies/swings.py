@@ -2,7 +2,6 @@
 
     python studies/swings.py NAME FLAGS OF main.py ...
     python studies/swings.py NAME@100000:discount=0.99 FLAGS OF main.py ...     (another value of a flag from step 100,000 on)
-    python studies/swings.py NAME@0:discount=0.98..0.995 FLAGS OF main.py ...   (its horizon grows until the run ends)
     python studies/swings.py draw                                               (the figure, from the committed rows)
 
 Writes results/history/swings/NAME.csv, a row per evaluation of one training:
@@ -112,7 +111,7 @@ class Swings:
             reward = np.append(history[1:, -1], total - history[1:, -1].sum())     # a row holds the reward before it
             after, following = np.zeros(T), 0.0
             for t in reversed(range(T)):
-                after[t] = following = reward[t] + agent.cfg.discount * following
+                after[t] = following = reward[t] + agent.discount * following
             counts = T if T < limit else T - 200
             Q.append(value[:counts, 0].numpy())
             G.append(after[:counts])
@@ -157,15 +156,6 @@ def gradients_agree(agent, buffer, minibatches=48):
     return cosines
 
 
-def value_of(text, kind, share):
-    """A text as a flag's value. Of "0.98..0.995" the discount whose horizon, 1 / (1 - discount), has grown by `share`."""
-    first, _, last = text.partition("..")
-    if not last:
-        return kind(text)
-    first, last = (1 / (1 - float(end)) for end in (first, last))      # steps
-    return 1 - 1 / (first + share * (last - first))
-
-
 def run(name, argv):
     name, _, later = name.partition("@")
     start, _, change = later.partition(":")
@@ -178,8 +168,7 @@ def run(name, argv):
 
     def train_and_keep(agent, buffer):
         if later and agent.steps >= int(start):
-            share = (agent.steps - int(start)) / (agent.cfg.max_timesteps - int(start))
-            agent.cfg = replace(agent.cfg, **{flag: value_of(value, type(vars(agent.cfg)[flag]), share)})
+            agent.cfg = replace(agent.cfg, **{flag: type(vars(agent.cfg)[flag])(value)})
             if flag == "lr":
                 for group in agent.actor_optimizer.param_groups + agent.critic_optimizer.param_groups:
                     group["lr"] = agent.cfg.lr

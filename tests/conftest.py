@@ -24,7 +24,7 @@ from utils import Buffer  # noqa: E402
 SPEC = EnvSpec(3, 2, False)
 DISCRETE_SPEC = EnvSpec(3, 2, True)
 SMALL = dict(core_size=6, hidden_size=16, hidden_layers=1, num_envs=2)
-REPLAY = dict(start_timesteps=0, batch_size=24)
+REPLAY = dict(start_timesteps=0, batch_size=24, max_timesteps=400)
 TINY = {                                                               # a small agent's flags, besides SMALL
     "TD3": REPLAY, "DDPG": REPLAY, "SAC": REPLAY, "R2D1": dict(**REPLAY, expl_timesteps=1, expl_rate=0.5, target_freq=2),
     "PPO": dict(rollout_steps=25, batch_size=12, epochs=2, lr=3e-3), "A2C": dict(rollout_steps=25, lr=3e-3),
@@ -244,6 +244,13 @@ def make_agent(module, spec=None, seed=0, device="cpu", **flags):
     torch.manual_seed(seed)
     return getattr(module, name)(spec or (DISCRETE_SPEC if name == "R2D1" else SPEC),
                                  module.HyperParameters(**{**small, **TINY[name], **flags}), seed, device)
+
+
+def discount_of(agent):
+    """The discount factor that an agent with --horizon_growth should have now, from the horizon itself."""
+    share = agent.steps / agent.cfg.max_timesteps
+    first = 1 / (1 - agent.cfg.discount)
+    return 1 - 1 / (first * (1 - share) + first * agent.cfg.horizon_growth * share)
 
 
 LENGTHS = [[7, 1, 12, 3], [2, 9, 1, 5]]                                # of the episodes in two environments

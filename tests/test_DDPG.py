@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from conftest import OFF_POLICY_FLAGS, Plain, compare_updates, make_off_policy, start_of
+from conftest import OFF_POLICY_FLAGS, Plain, compare_updates, discount_of, make_off_policy, start_of
 
 import DDPG
 
@@ -37,7 +37,7 @@ class PlainDDPG:
                 with torch.no_grad():
                     next_action = torch.tanh(self.actor_target.heads[0](next_actor[t]))
                     next_Q = self.critic_target.heads[0](torch.cat([next_critic[t], next_action], -1)).item()
-                    y = step.reward + (0 if step.terminated else cfg.discount * next_Q)
+                    y = step.reward + (0 if step.terminated else discount_of(self.agent) * next_Q)
                 errors.append((y - self.critic.heads[0](torch.cat([features[t], torch.as_tensor(step.action)[None]], -1))) ** 2)
         critic_loss = sum(errors) / len(errors)
         self.critic_optimizer.zero_grad()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import OFF_POLICY_FLAGS, SPEC, Plain, compare_updates, make_agent, make_off_policy, start_of
+from conftest import OFF_POLICY_FLAGS, SPEC, Plain, compare_updates, discount_of, make_agent, make_off_policy, start_of
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
@@ -56,7 +56,7 @@ class PlainSAC:
                     next_action, log_prob = self.sample(next_actor[t], epsilon[t])
                     joined = torch.cat([next_critic[t], next_action], -1)
                     next_Q = min(head(joined).item() for head in self.critic_target.heads)
-                    y = step.reward + (0 if step.terminated else cfg.discount * (next_Q - alpha * log_prob).item())
+                    y = step.reward + (0 if step.terminated else discount_of(self.agent) * (next_Q - alpha * log_prob).item())
                 joined = torch.cat([features[t], torch.as_tensor(step.action)[None]], -1)
                 errors.append(sum((y - head(joined)) ** 2 for head in self.critic.heads))
         critic_loss = sum(errors) / len(errors)

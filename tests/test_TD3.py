@@ -4,7 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import OFF_POLICY_FLAGS, SPEC, Plain, compare_updates, make_agent, make_off_policy, start_of
+from conftest import OFF_POLICY_FLAGS, SPEC, Plain, compare_updates, discount_of, make_agent, make_off_policy, start_of
 
 import DDPG
 import TD3
@@ -43,7 +43,7 @@ class PlainTD3:
                     next_action = (torch.tanh(self.actor_target.heads[0](next_actor[t])) + smooth).clamp(-1, 1)
                     joined = torch.cat([next_critic[t], next_action], -1)
                     next_Q = min(self.critic_target.heads[0](joined).item(), self.critic_target.heads[1](joined).item())
-                    y = step.reward + (0 if step.terminated else cfg.discount * next_Q)
+                    y = step.reward + (0 if step.terminated else discount_of(self.agent) * next_Q)
                 joined = torch.cat([features[t], torch.as_tensor(step.action)[None]], -1)
                 errors.append((y - self.critic.heads[0](joined)) ** 2 + (y - self.critic.heads[1](joined)) ** 2)
         critic_loss = sum(errors) / len(errors)

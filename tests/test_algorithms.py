@@ -282,6 +282,18 @@ def test_a_run_lets_learning_rates_fall(monkeypatch, tmp_path):
     assert seen == [(step, pytest.approx(1e-2 * (1 - step / 10))) for step in range(1, 11)]
 
 
+@of(["TD3", "DDPG", "SAC"])
+def test_the_horizon_grows_evenly(module):
+    """From 50 steps to 200 over max_timesteps, and no further; with a growth of 1 the discount is the flag's to the bit."""
+    agent = make_agent(module, discount=0.98, max_timesteps=100)
+    for steps, horizon in (0, 50), (50, 125), (100, 200), (101, 200):
+        agent.steps = steps
+        assert 1 / (1 - agent.discount) == pytest.approx(horizon)
+    for discount in 0.98, 0.9, 1.0:
+        agent.cfg.horizon_growth, agent.cfg.discount = 1, discount
+        assert agent.discount == discount
+
+
 # ---------------------------------------------------------------------- what is kept, and what comes again
 
 @of(POLICIES)
@@ -315,7 +327,7 @@ def test_a_loaded_agent_is_the_saved_one(module):
 
 # ---------------------------------------------------------------------- learning
 
-CHAIN = dict(discount=0.9, lr_decay=False)
+CHAIN = dict(discount=0.9, lr_decay=False, horizon_growth=1)
 CHAINS = {                                                             # flags, and updates it needs
     **dict.fromkeys(("TD3", "DDPG"), (dict(start_timesteps=1000, batch_size=32, tau=0.2, lr=3e-3), 400)),
     "SAC": (dict(start_timesteps=1000, batch_size=32, tau=0.2, lr=3e-3, init_alpha=1e-6, target_entropy=-10.0), 400),

@@ -720,9 +720,10 @@ def test_no_code_is_executed(wrap, run, tmp_path, refused):
 
 # ---------------------------------------------------------------------- made longer
 
+EVEN = "--no-lr_decay --horizon_growth 1"                               # nothing is paced by --max_timesteps
 LONGER = [
-    f"{PLAIN} {MEMORY} --num_envs 2 --staleness", "--policy DDPG --env TestSwing-v0 --memory_size 100",
-    "--policy SAC --env TestSwing-v0 --recurrent --seq_len 4 --core gru", "--policy PPO --env CartPole-v1 --no-lr_decay",
+    f"{PLAIN} {MEMORY} {EVEN} --num_envs 2 --staleness", f"--policy DDPG --env TestSwing-v0 {EVEN} --memory_size 100",
+    f"--policy SAC --env TestSwing-v0 {EVEN} --recurrent --seq_len 4 --core gru", "--policy PPO --env CartPole-v1 --no-lr_decay",
     "--policy A2C --env TestSwing-v0 --recurrent --seq_len 4 --no-lr_decay", "--policy REINFORCE --env CartPole-v1 --no-lr_decay",
     f"--policy R2D1 --env CartPole-v1 {MEMORY} --num_envs 2", f"{OFFLINE} --recurrent --seq_len 4",
 ]
@@ -753,8 +754,11 @@ def test_a_run_made_longer_is_the_long_run(words, tmp_path, request):
 
 
 @pytest.mark.parametrize("words,kept,says", [
-    (PLAIN, "--no-keep_checkpoint", "cannot be made longer: it has kept no checkpoint, as with --keep_checkpoint it would"),
-    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "cannot be made longer: --lr_decay"),
+    (f"{PLAIN} {EVEN}", "--no-keep_checkpoint",
+     "cannot be made longer: it has kept no checkpoint, as with --keep_checkpoint it would"),
+    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "cannot be made longer: --lr_decay ended with it"),
+    (f"{PLAIN} --no-lr_decay", "--keep_checkpoint", "cannot be made longer: --horizon_growth ended with it"),
+    (PLAIN, "--keep_checkpoint", "--lr_decay and --horizon_growth ended with it"),
 ])
 def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, refused):
     """It is said in one line and nothing is touched. A sweep's run, which has a log, is a run of its own."""

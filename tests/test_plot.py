@@ -133,15 +133,30 @@ def test_a_label_names_only_what_tells_lines_apart_in_order(results):
     assert labels(results)[f"{HOPPER}_full"] == ["TD3, no memory"] + [f"TD3, LSTM, seq_len={x}" for x in (8, 64, "full")]
 
 
+def without(path, *flags):
+    """Take flags out of a run's file."""
+    with open(path + ".json") as file:
+        info = json.load(file)
+    for flag in flags:
+        del info["config"][flag]
+    with open(path + ".json", "w") as file:
+        json.dump(info, file)
+
+
+def test_in_a_run_from_before_these_flags_neither_horizon_nor_learning_rate_changed(results):
+    """Though they do by default today."""
+    path, config = write_run(results, seed=0), dict(horizon_growth=1, lr_decay=False)
+    write_run(results, seed=1, **config)
+    without(path, *config)
+    assert config.items() <= plot.read_run(path).config.items()
+    assert labels(results)[f"{HOPPER}_full"] == ["TD3, no memory"]
+
+
 @pytest.mark.parametrize("flag", ["burn_in", "load_model"])
 def test_a_run_from_before_a_flag_was_added_belongs_to_its_default(results, flag):
     path = write_run(results, seed=0)
     write_run(results, seed=1)
-    with open(path + ".json") as file:
-        info = json.load(file)
-    del info["config"][flag]
-    with open(path + ".json", "w") as file:
-        json.dump(info, file)
+    without(path, flag)
     assert labels(results)[f"{HOPPER}_full"] == ["TD3, no memory"]
 
 
