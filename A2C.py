@@ -33,7 +33,7 @@ class HyperParameters(MemoryFlags):
     rollout_steps: int = flag(16, "steps per environment between updates")
     # Learning
     lr: float = flag(7e-4, "learning rate of actor and critic")
-    lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
+    lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     gae_lambda: float = flag(0.9, "lambda of generalised advantage estimation", high=1)
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")

@@ -41,7 +41,7 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     # Learning. Discount, lr and tau are TD3's
     lr: float = flag(6e-4, "learning rate of generative model, perturbation and critic")
-    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
+    lr_decay: bool = flag(False, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma", high=1)
     tau: float = flag(0.005, "rate at which the targets follow", high=1)
     # Generative model and perturbation

@@ -36,7 +36,7 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(256, "steps per minibatch, about: whole windows are dealt out evenly")
     # Learning
     lr: float = flag(3e-4, "learning rate of actor and critic")
-    lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
+    lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     gae_lambda: float = flag(0.95, "lambda of generalised advantage estimation", high=1)
     clip: float = flag(0.2, "bound of the probability ratio's distance from 1")

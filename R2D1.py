@@ -46,7 +46,7 @@ class HyperParameters(MemoryFlags):
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     # Learning
     lr: float = flag(1e-3, "learning rate")
-    lr_decay: bool = flag(False, "let the learning rates fall linearly to zero over max_timesteps")
+    lr_decay: bool = flag(False, "the learning rates fall linearly to zero")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     n_steps: int = flag(1, "rewards in a return before it bootstraps")
     target_freq: int = flag(200, "updates between copies to the target network")

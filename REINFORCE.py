@@ -32,7 +32,7 @@ class HyperParameters(MemoryFlags):
     memory_size: int = flag(100_000, "steps that the buffer holds, at least; of a longer batch of episodes the oldest are lost")
     # Learning
     lr: float = flag(1e-3, "learning rate of actor and baseline")
-    lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
+    lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.99, "discount factor gamma", high=1)
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     max_grad_norm: float = flag(0.5, "bound of each network's gradient norm")

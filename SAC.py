@@ -10,7 +10,8 @@ Deliberate differences from the paper and its reference code:
    `replay_ratio` count real steps, never padding, so both kinds of update learn from the same amount of data.
 3. In the actor's loss no gradient passes through the critic's core. It has not read the action that the actor now chooses.
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
-5. Over a run the learning rates fall to zero and the discount rises. `--no-lr_decay --horizon_growth 1` is the paper's form.
+5. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
+   `--no-lr_decay --horizon_growth 1 --average 0` is the paper's form.
 6. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
 
 Lines marked `# TD3:` came to SAC from TD3.
@@ -40,10 +41,11 @@ class HyperParameters(MemoryFlags):
     # Learning, set for PyBullet's hopper. A discount of 0.99 from the start teaches it to stand still for the bonus of staying
     # up. One of 0.98 to the end values a fast hop that soon falls like a slower one that never does. So the horizon grows
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
-    lr_decay: bool = flag(True, "let the learning rates fall linearly to zero over max_timesteps")
+    lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)
     horizon_growth: float = flag(4, "factor by which the horizon, 1 / (1 - discount), grows over the run", low=1)
     tau: float = flag(0.005, "rate at which the targets follow", high=1)
+    average: float = flag(0.02, "share of the updates over which the evaluated actor is averaged", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
     target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the actions' dimension)",
                                         low=-1e6)
@@ -98,7 +100,7 @@ class SAC(Agent):
 
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
-        self.critic_target = self.target_of(self.critic)
+        self.critic_target, self.actor_average = self.target_of(self.critic), self.target_of(self.actor)
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.init_alpha), device=device))

@@ -3,6 +3,7 @@
 An algorithm's file defines two subclasses: of MemoryFlags, with its hyper-parameters, and of Agent, with its networks and its
 update. What is written here belongs to no algorithm and is the same for all.
 """
+import contextlib
 import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from networks import copy_of
+from networks import copy_of, soft_update
 from utils import Buffer
 
 
@@ -120,6 +121,7 @@ class Agent:
     discrete, continuous = False, True      # which actions it can take
     offline = False                         # True: it learns from recorded episodes and never acts while training
     buffer_class = Buffer
+    actor_average = None                    # see average_actor
     numbers = ()                            # names of the numbers that belong to a model, besides the networks' weights
     not_state = {"spec", "cfg", "device", "targets"}    # attributes that a checkpoint leaves out: the flags make them anew
 
@@ -130,6 +132,7 @@ class Agent:
         self.targets = []                   # (network, its target)
         self.rng = np.random.default_rng(seed)
         self.steps, self.steps_trained = 0, 0           # steps taken in the environment; stored steps trained on
+        self.averaged = 0                               # updates in the actor's average
         self.return_scale = 1.0                         # what a learned value of 1 is worth in rewards
         # While acting, the critic's memory is advanced only if windows start from it
         self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
@@ -261,6 +264,28 @@ class Agent:
         """
         longer = 1 + min(1, self.steps / self.cfg.max_timesteps) * (self.cfg.horizon_growth - 1)
         return 1 - (1 - self.cfg.discount) / longer
+
+    # ------------------------------------------------------------------ the policy that is evaluated
+
+    def average_actor(self):
+        """After an update. --average: a mean of the actor's weights over the last updates, about this share of all so far.
+
+        After n updates it moves to the actor by 1 / (average * n), so that its window grows with the run (after Shamir and Zhang,
+        "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it is the actor.
+        """
+        if self.actor_average is not None:
+            self.averaged += 1
+            soft_update(self.actor, self.actor_average, 1 / max(1, self.cfg.average * self.averaged))
+
+    @contextlib.contextmanager
+    def as_evaluated(self):
+        """Within, the actor is the average, if there is one."""
+        trained = self.actor
+        self.actor = self.actor_average or trained
+        try:
+            yield
+        finally:
+            self.actor = trained
 
     # ------------------------------------------------------------------ models
 

@@ -308,10 +308,11 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
     config: all flags as they were at the start; new: nothing was resumed, so the run begins with an evaluation
     """
     def evaluation():
-        weight = largest(agent.state_dict())
-        if not math.isfinite(weight):
-            raise Diverged({"the largest weight": weight})
-        listeners.evaluated(steps.step, *evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000))
+        with agent.as_evaluated():                                     # it is what a listener saves, too
+            weight = largest(agent.state_dict())
+            if not math.isfinite(weight):
+                raise Diverged({"the largest weight": weight})
+            listeners.evaluated(steps.step, *evaluate(agent, eval_env, spec, run.eval_episodes, run.seed + 10_000))
 
     def due(freq):                                                     # has this step, num_envs wide, passed a multiple of freq?
         return freq and steps.step // freq > (steps.step - cfg.num_envs) // freq
@@ -324,6 +325,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
                 listeners.before_update(step)
                 agent.decay_lr()
                 losses = agent.train(buffer)
+                agent.average_actor()
                 if not all(math.isfinite(loss) for loss in losses.values()):
                     raise Diverged(losses)
                 listeners.after_update(step, losses)

@@ -18,7 +18,7 @@ sys.path.insert(0, HERE)
 import main  # noqa: E402
 
 OFF_POLICY = "--env Cue10-v0 --core_size 32 --hidden_size 64 --batch_size 64 --lr 1e-3 --tau 0.02"
-ACTING = "--start_timesteps 1000 --replay_ratio 32 --max_timesteps 15000 --no-lr_decay --horizon_growth 1"
+ACTING = "--start_timesteps 1000 --replay_ratio 32 --max_timesteps 15000 --no-lr_decay --horizon_growth 1 --average 0"
 DISCRETE = "--env CueDiscrete10-v0"
 FLAGS = {
     "TD3": f"{OFF_POLICY} {ACTING} --expl_noise 0.5",

@@ -184,7 +184,7 @@ def run(name, argv):
             swings.running = 0
     algorithm.train, Buffer.add = train_and_keep, add_and_count
     main.evaluate = swings
-    main.run(argv)
+    main.run([*argv, "--average", "0"])                               # averages are measured beside the weights themselves
 
 
 def draw():
@@ -193,13 +193,19 @@ def draw():
     runs = {"positions only, with memory": ("default_20", COLOURS["LSTM"]),
             "fully observed, no memory": ("ff_full_20", COLOURS["none"])}
     with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure = Figure(figsize=(14, 4.2), layout="constrained")
+        left, right, mended = figure.subplots(1, 3)
         for label, (name, colour) in runs.items():
             table = pd.read_csv(os.path.join(folder, name + ".csv"))
             left.plot(table["step"] / 1000, table["return"], color=colour, label=label)
             late = table[table["step"] >= 90_000]
             right.scatter(late["return"] / late["length"], late["length"], color=colour, label=label)
+        for name, label, dashes in (("decay300", "discount 0.98", ":"), ("grow", "horizon grows from 50 to 200 steps", "-")):
+            tables = [pd.read_csv(os.path.join(folder, f"{name}_{seed}.csv")) for seed in (20, 21)]
+            for k, table in enumerate(tables):
+                mended.plot(table["step"] / 1000, table["return"], dashes, color=COLOURS["LSTM"], label=None if k else label)
+        mended.set(title="A growing horizon: seeds 20 and 21, --lr_decay", xlabel="steps, thousands", ylabel="return")
+        mended.legend(frameon=False)
         T = np.linspace(80, 1000, 200)                                 # steps until a fall, on average
         for discount, dashes in ((0.98, "-"), (0.99, "--")):
             worth = 1 - discount * (1 - 1 / T)                         # a reward r each step is worth r / worth, discounted

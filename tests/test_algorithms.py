@@ -31,6 +31,7 @@ import main
 from agent import Agent, MemoryFlags
 from envs import EnvSpec
 from flags import POLICIES
+from support import models
 from TD3 import TD3
 
 ONLINE = ["TD3", "DDPG", "SAC", "R2D1"]                                # learn from what they do, again and again
@@ -292,6 +293,49 @@ def test_the_horizon_grows_evenly(module):
     for discount in 0.98, 0.9, 1.0:
         agent.cfg.horizon_growth, agent.cfg.discount = 1, discount
         assert agent.discount == discount
+
+
+# ---------------------------------------------------------------------- the actor that is evaluated
+
+@of(["TD3", "DDPG", "SAC"])
+@pytest.mark.parametrize("share", [0.4, 0])
+def test_the_average_of_the_actor(module, share):
+    """The n-th update moves it by 1 / (share * n), the first ones all the way; with 0 it is the actor."""
+    agent, buffer, _ = make(module, average=share, lr=1e-2)
+    expected = [p.detach().clone() for p in agent.actor.parameters()]
+    for n in range(1, 8):
+        agent.train(buffer)
+        agent.average_actor()
+        rate = 1 / (share * n) if share * n > 1 else 1
+        expected = [(1 - rate) * mean + rate * p.detach() for mean, p in zip(expected, agent.actor.parameters())]
+    for mean, average, p in zip(expected, agent.actor_average.parameters(), agent.actor.parameters(), strict=True):
+        assert torch.allclose(average, mean, atol=1e-6) and torch.equal(average, p) == (share == 0)
+
+
+@of(POLICIES)
+def test_as_evaluated_the_actor_is_its_average(module):
+    """If it has one, and only within, also when the evaluation fails."""
+    agent = make_agent(module)
+    trained = agent.actor
+    with pytest.raises(KeyError), agent.as_evaluated():
+        assert agent.actor is (trained if agent.actor_average is None else agent.actor_average)
+        raise KeyError
+    assert agent.actor is trained
+
+
+@pytest.mark.parametrize("share", [0.5, 0])
+def test_a_run_evaluates_and_saves_the_average(share, monkeypatch, tmp_path):
+    """And trains the actor itself. With 0 they are the same."""
+    seen, evaluate = [], main.evaluate
+    monkeypatch.setattr(main, "evaluate", lambda agent, *args: seen.append((agent, agent.actor)) or evaluate(agent, *args))
+    words = f"--policy TD3 --env Pendulum-v1 --start_timesteps 0 --batch_size 8 --max_timesteps 50 --lr 1e-2 --average {share} " \
+        f"--eval_freq 25 --hidden_size 4 --eval_episodes 1 --save_model --results_dir {tmp_path}"
+    path = main.run(words.split()).path
+    agent = seen[0][0]
+    assert len(seen) == 3 and all(actor is agent.actor_average for _, actor in seen)
+    saved = list(models.load_model(path + ".last.pt")["agent"]["actor"].values())
+    assert same(saved, agent.actor_average.state_dict().values())
+    assert same(saved, agent.actor.state_dict().values()) == (share == 0)
 
 
 # ---------------------------------------------------------------------- what is kept, and what comes again

@@ -143,9 +143,9 @@ def without(path, *flags):
         json.dump(info, file)
 
 
-def test_in_a_run_from_before_these_flags_neither_horizon_nor_learning_rate_changed(results):
-    """Though they do by default today."""
-    path, config = write_run(results, seed=0), dict(horizon_growth=1, lr_decay=False)
+def test_a_run_from_before_these_flags_was_the_papers_form(results):
+    """Though the defaults are another today."""
+    path, config = write_run(results, seed=0), dict(horizon_growth=1, lr_decay=False, average=0)
     write_run(results, seed=1, **config)
     without(path, *config)
     assert config.items() <= plot.read_run(path).config.items()
