@@ -206,7 +206,8 @@ def draw():
             tables = [pd.read_csv(os.path.join(folder, f"{name}_{seed}.csv")) for seed in seeds]
             for k, table in enumerate(tables):
                 mended.plot(table["step"] / 1000, table[column], dashes, color=COLOURS["LSTM"], label=None if k else label)
-        mended.set(title="With a growing horizon it holds what it learns", ylim=(None, 2800), xlabel="steps, thousands", ylabel="return")
+        mended.set(title="With a growing horizon it holds what it learns", xlabel="steps, thousands", ylabel="return",
+                   ylim=(None, 2800))
         mended.legend(frameon=False)
         T = np.linspace(80, 1000, 200)                                 # steps until a fall, on average
         for discount, dashes in ((0.98, "-"), (0.99, "--")):
