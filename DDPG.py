@@ -5,12 +5,12 @@ Run:   python main.py --policy DDPG --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and its reference code:
 1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
-   this is the textbook algorithm. The action joins after the critic's core, in its head.
+   the update is the textbook's. The action joins after the critic's core, in its head.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
    `replay_ratio` count real steps, never padding, so both kinds of update learn from the same amount of data.
 3. In the actor's loss no gradient passes through the critic's core. It has not read the action that the actor now chooses.
 4. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
-   `--no-lr_decay --horizon_growth 1 --average 0` is the paper's form.
+   `--no-lr_decay --horizon_growth 1 --average 0` turns the three off.
 5. Gaussian exploration noise instead of Ornstein-Uhlenbeck, no batch normalisation, no weight decay, and TD3's networks and
    hyper-parameters, so that `diff DDPG.py TD3.py` is the difference between the algorithms and nothing else.
 """
@@ -35,8 +35,8 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
-    # Learning, set for PyBullet's hopper. A discount of 0.99 from the start teaches it to stand still for the bonus of staying
-    # up. One of 0.98 to the end values a fast hop that soon falls like a slower one that never does. So the horizon grows
+    # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still, for the bonus of
+    # staying up. With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So it grows
     lr: float = flag(6e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)
@@ -81,7 +81,7 @@ class DDPG(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.actor_target, self.critic_target = self.target_of(self.actor), self.target_of(self.critic)
-        self.actor_average = self.target_of(self.actor)
+        self.actor_average = self.target_of(self.actor)                         # moved after each update, see agent.py
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
 
@@ -120,7 +120,7 @@ class DDPG(Agent):
 
             # Compute the target Q value
             target_Q = self.critic_target.head(next_critic_features, next_action)   # (N, 1)
-            target_Q = batch.reward + batch.not_done * self.discount * target_Q     # (N, 1)
+            target_Q = batch.reward + batch.not_done * self.discount * target_Q     # (N, 1); the discount rises, see agent.py
 
         # Get the current Q estimates: [:, :-1] belongs to the states
         critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)   # (B, L, features)

@@ -257,7 +257,8 @@ class Agent:
 
     @property
     def discount(self):
-        """The discount factor now. --horizon_growth: its horizon, 1 / (1 - discount) steps, grows evenly over max_timesteps.
+        """The discount factor now, of an algorithm with --horizon_growth. Its horizon, 1 / (1 - discount) steps, is how far ahead
+        rewards count, and grows evenly over max_timesteps.
 
         A discount that rises while the learning rate falls: François-Lavet, Fonteneau and Ernst, "How to Discount Deep
         Reinforcement Learning: Towards New Dynamic Strategies", 2015.
@@ -268,10 +269,10 @@ class Agent:
     # ------------------------------------------------------------------ the policy that is evaluated
 
     def average_actor(self):
-        """After an update. --average: a mean of the actor's weights over the last updates, about this share of all so far.
+        """After an update. --average: a mean of the actor's weights in which the last updates, this share of all, count most.
 
-        After n updates it moves to the actor by 1 / (average * n), so that its window grows with the run (after Shamir and Zhang,
-        "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it is the actor.
+        After update n it moves a share 1 / (average * n) of the way to the actor, so its window grows with the run (after Shamir
+        and Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it equals the actor.
         """
         if self.actor_average is not None:
             self.averaged += 1
@@ -279,7 +280,7 @@ class Agent:
 
     @contextlib.contextmanager
     def as_evaluated(self):
-        """Within, the actor is the average, if there is one."""
+        """Within, the actor is its average, if there is one. Exploration and training keep the actor itself."""
         trained = self.actor
         self.actor = self.actor_average or trained
         try:

@@ -201,12 +201,12 @@ def draw():
             late = table[table["step"] >= 90_000]
             right.scatter(late["return"] / late["length"], late["length"], color=colour, label=label)
         for name, seeds, column, label, dashes in (
-                ("decay300", (20, 21), "return", "discount 0.98, two seeds", ":"),
-                ("grow", (20, 21, 22), "slower", "horizon grows, average of the weights, three seeds", "-")):
+                ("decay300", (20, 21), "slower", "discount 0.98, two seeds", ":"),
+                ("grow", (20, 21, 22), "slower", "growing horizon, three seeds", "-")):
             tables = [pd.read_csv(os.path.join(folder, f"{name}_{seed}.csv")) for seed in seeds]
             for k, table in enumerate(tables):
                 mended.plot(table["step"] / 1000, table[column], dashes, color=COLOURS["LSTM"], label=None if k else label)
-        mended.set(title="With a growing horizon it holds what it learns", xlabel="steps, thousands", ylabel="return",
+        mended.set(title="Averaged weights, 300k steps with --lr_decay", xlabel="steps, thousands", ylabel="return",
                    ylim=(None, 2800))
         mended.legend(frameon=False)
         T = np.linspace(80, 1000, 200)                                 # steps until a fall, on average
