@@ -96,6 +96,7 @@ GROUPS = dict(                                                         # the gro
     logging="tensorboard wandb log_freq staleness".split())
 ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
+BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # what runs had from before there were these flags
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
 
@@ -250,7 +251,7 @@ def parse(argv):
             model = models.load_model(early.load_model)
         except ValueError as error:
             fail(f"--load_model: {error}")
-        saved = model["config"]                                        # the model's flags, unless others are given
+        saved = BEFORE | model["config"]                               # the model's flags, unless others are given
         if early.policy not in (None, saved.get("policy")):
             fail(f"--policy {early.policy}: '{early.load_model}' is a model of {saved.get('policy')}; leave --policy out")
     algorithm = load_policy(str(saved.get("policy")) if model else early.policy or RunFlags.policy)

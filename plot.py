@@ -33,7 +33,7 @@ from dataclasses import fields
 import pandas as pd
 
 from agent import MemoryFlags
-from flags import HANDLING, NOT_LEARNING, POLICIES, RunFlags, check_saved, defaults_of, load_policy
+from flags import BEFORE, HANDLING, NOT_LEARNING, POLICIES, RunFlags, check_saved, defaults_of, load_policy
 from support import drawing, lookback_figures, study, study_figures, tables
 from support.results import read_info
 from support.statistics import LAST, interval
@@ -45,7 +45,6 @@ REFERENCE, HISTORY, OWN = os.path.join("results", "reference"), os.path.join("re
 OWN_PLOTS, MADE = os.path.join("plots", "own"), "made by plot.py"      # what the figures there say of themselves
 NO_RUN = (".staleness.csv", ".lookback.csv", ".memory_steps.csv")
 BOOKKEEPING = {"seed"} | NOT_LEARNING
-BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # what runs had from before there were these flags
 NOISE = ["flicker", "obs_noise", "sensor_dropout", "env_kwargs"]
 NAMED = ["env", "observe", *NOISE, "policy", "recurrent_actor", "recurrent_critic", "core"]    # each stands elsewhere in a figure
 MEMORY = {f.name for f in fields(MemoryFlags)}

@@ -28,7 +28,7 @@ from conftest import recorded
 
 import main
 from agent import MemoryFlags
-from flags import ELSEWHERE, POLICIES, RunFlags, defaults_of, parse, run_name
+from flags import BEFORE, ELSEWHERE, POLICIES, RunFlags, defaults_of, parse, run_name
 from support import models
 from support import results as output
 from utils import Buffer
@@ -412,6 +412,16 @@ def test_a_model_from_a_gpu_is_tested_without_one(trained, refused, tmp_path, mo
     refused(test, ["--device cuda", "use --device cpu"])
     main.main([*test, "--device", "cpu"])
     assert "return" in capsys.readouterr().out
+
+
+def test_training_on_from_a_model_of_before_some_flags_is_as_it_was_then(trained, tmp_path):
+    """They have other defaults today."""
+    model = torch.load(trained + ".last.pt", weights_only=True)
+    for name in BEFORE:
+        del model["config"][name]
+    torch.save(model, tmp_path / "model.pt")
+    _, cfg, *_ = parse(["--load_model", str(tmp_path / "model.pt"), "--average", "0.5"])
+    assert vars(cfg).items() >= (BEFORE | {"average": 0.5}).items()
 
 
 @pytest.mark.parametrize("test", [["--test"], []])
