@@ -90,15 +90,16 @@ def choices(agent, env, spec, wipe=False, episodes=40):
 def test_recurrent_agent_recalls_the_cue(policy, env_id, flags, tmp_path, monkeypatch):
     flags = ["--recurrent", "--core_size", "16", "--max_timesteps", "12e3", *flags]
     agent, env, spec = train(policy, env_id, flags, tmp_path, monkeypatch)
-    returns, lengths = main.evaluate(agent, env, spec, 200, seed=123)
-    assert set(lengths) == {DELAY + 1}
-    assert np.mean(returns) >= 0.95
+    with agent.as_evaluated():
+        returns, lengths = main.evaluate(agent, env, spec, 200, seed=123)
+        assert set(lengths) == {DELAY + 1}
+        assert np.mean(returns) >= 0.95
 
-    # It is memory that does it
-    success, actions = choices(agent, env, spec)
-    assert success >= 0.95 and len(np.unique(actions > 0.5 * spec.discrete, axis=0)) == 2
-    success, actions = choices(agent, env, spec, wipe=True)
-    assert success <= 0.65 and np.all(actions == actions[0])
+        # It is memory that does it
+        success, actions = choices(agent, env, spec)
+        assert success >= 0.95 and len(np.unique(actions > 0.5 * spec.discrete, axis=0)) == 2
+        success, actions = choices(agent, env, spec, wipe=True)
+        assert success <= 0.65 and np.all(actions == actions[0])
 
 
 @pytest.mark.parametrize("discrete", [False, True])
