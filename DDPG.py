@@ -35,8 +35,8 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
-    # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still, for the bonus of
-    # staying up. With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So it grows
+    # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still for the bonus.
+    # With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So the discount rises
     lr: float = flag(6e-4, "learning rate of actor and critic")
     lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)

@@ -200,12 +200,12 @@ def draw():
             left.plot(table["step"] / 1000, table["return"], color=colour, label=label)
             late = table[table["step"] >= 90_000]
             right.scatter(late["return"] / late["length"], late["length"], color=colour, label=label)
-        for name, seeds, column, label, dashes in (
-                ("decay300", (20, 21), "slower", "discount 0.98, two seeds", ":"),
-                ("grow", (20, 21, 22), "slower", "growing horizon, three seeds", "-")):
-            tables = [pd.read_csv(os.path.join(folder, f"{name}_{seed}.csv")) for seed in seeds]
-            for k, table in enumerate(tables):
-                mended.plot(table["step"] / 1000, table[column], dashes, color=COLOURS["LSTM"], label=None if k else label)
+        for name, seeds, label, dashes in (("decay300", (20, 21), "discount 0.98, two seeds", ":"),
+                                           ("grow", (20, 21, 22), "growing horizon, three seeds", "-")):
+            for seed in seeds:
+                table = pd.read_csv(os.path.join(folder, f"{name}_{seed}.csv"))
+                mended.plot(table["step"] / 1000, table["slower"], dashes, color=COLOURS["LSTM"],
+                            label=label if seed == seeds[0] else None)
         mended.set(title="Averaged weights, 300k steps with --lr_decay", xlabel="steps, thousands", ylabel="return",
                    ylim=(None, 2800))
         mended.legend(frameon=False)
