@@ -97,6 +97,7 @@ GROUPS = dict(                                                         # the gro
 ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
 BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # what runs had from before there were these flags
+MACHINE = {f.name for f in fields(RunFlags) if f.metadata["role"] == "machine"}
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
 
@@ -218,6 +219,16 @@ def check_saved(config):
             raise ValueError(f"a run cannot have had {name} {value!r:.60}")
 
 
+def check_same(name, saved, config):
+    """Were the flags of a finished run, `saved`, those of `config`? Where files go and the machine may differ. Raises ValueError,
+    with one line, if not: a run of the same name may have been measured otherwise, or be of before a default was changed."""
+    saved = BEFORE | saved
+    for key, value in config.items():
+        if key not in HANDLING | MACHINE and saved.get(key, value) != value:
+            raise ValueError(f"{name} has finished, with {as_word(key, saved[key])[:100]}; give the same, or choose another "
+                             "--results_dir")
+
+
 def load_policy(name):
     """The class of an algorithm's agents. Exits with 2 if there is none of that name."""
     if name not in POLICIES:
@@ -240,10 +251,12 @@ def parse(argv):
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--policy")
     first.add_argument("-h", "--help", action="store_true")
-    first.add_argument("--load_model", default="")
+    first.add_argument("--load_model")
     first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)
     model, saved = None, {}
+    if early.load_model == "":                                         # an empty variable in a script
+        fail("--load_model '' is no model; give a file or a folder, or leave it out")
     if early.test and not early.load_model:
         fail("--test needs --load_model FILE, a model written by --save_model")
     if early.load_model:
@@ -278,6 +291,11 @@ def parse(argv):
         fail(f"--load_model: '{early.load_model}' names the environment {env}, which would import the module "
              f"{env.split(':')[0]} and so run its code; if you trust it, add --env {env}")
 
+    if model:
+        try:
+            check_saved({k: v for k, v in saved.items() if k not in given} | {"policy": algorithm.__name__})
+        except ValueError as error:
+            fail(f"--load_model: '{early.load_model}' is damaged: {error}; give another model")
     config = {**defaults_of(RunFlags), **defaults_of(algorithm.HyperParameters)}
     # What the model was trained with, checked as if it had been given on the command line
     saved = {k: v for k, v in saved.items() if k in config and v is not None and k not in {*HANDLING, "load_model"}}
@@ -390,6 +408,8 @@ def check(config, given, algorithm):
     for name in ("lr", "core_lr", "tau", "replay_ratio", "max_grad_norm"):
         if config.get(name) == 0:
             fail(f"--{name} 0 learns nothing; give a positive number")
+    if config.get("discount") == 1 and given.get("horizon_growth", 1) > 1:
+        fail("--horizon_growth is of no use with --discount 1, whose horizon has no end; choose a smaller --discount")
     if config["hidden_layers"] == 0 and "hidden_size" in given:
         fail("--hidden_size is of no use with --hidden_layers 0; leave it out")
     device = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", config["device"])

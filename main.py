@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from envs import Faulty, env_spec, make_env, make_vector_env
-from flags import HANDLING, check_actions, check_saved, env_options, parse, run_name
+from flags import HANDLING, as_word, check_actions, check_same, check_saved, env_options, parse, run_name
 from support import data, lookback, models, video
 from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
 from support.logger import Logger
@@ -114,7 +114,8 @@ def test(run, agent, env, spec, model):
         play = functools.partial(evaluate, env=env, spec=spec, episodes=run.eval_episodes, seed=run.seed + 10_000)
         lookback.probe(run, agent, play, dict(policy=f"{run.policy} on {run.env}, {run.observe}", seed=run.seed, commit=commit(),
                                               versions=versions(), processor=processor(),
-                                              config={k: v for k, v in model["config"].items() if k not in HANDLING}))
+                                              config={k: v for k, v in model["config"].items() if k not in HANDLING} |
+                                              dict(env=run.env, eval_episodes=run.eval_episodes, **env_options(run))))
     return Tested(returns, lengths)
 
 
@@ -227,10 +228,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
     results = Results(run, run_name(run, cfg, algorithm), config)
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):
-        if run.resume and finished(path):
-            if not read_info(path, check_saved)["config"].get("keep_checkpoint"):
-                Checkpoints(path, None).remove()                       # the run may have been killed before it did so
-            print(f"{path}.csv is there already: this run has finished")
+        if run.resume and has_finished(path, config):
             return trained(path)
         if offline:
             data.fill(buffer, episodes)
@@ -265,6 +263,22 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
             checkpoints.remove()
         print(f"{path}.csv written, best evaluation {results.best:.1f}")
         return trained(path)
+
+
+def has_finished(path, config):
+    """Has the run that --resume asks for come to its end? Exits with 2 if it has, and is damaged or was run with other flags."""
+    try:
+        if not finished(path, lambda saved: check_same(path, saved, config)):
+            return False
+        before = read_info(path, check_saved)["config"]
+    except ValueError as error:
+        fail(f"--resume: {error}; --overwrite in place of --resume runs it anew")
+    if config["save_model"] and not before.get("save_model"):
+        fail(f"--resume: {path} has finished, without --save_model; --overwrite in place of --resume runs it anew")
+    if not before.get("keep_checkpoint"):
+        Checkpoints(path, None).remove()                               # the run may have been killed before it did so
+    print(f"{path}.csv is there already: this run has finished")
+    return True
 
 
 def trained(path):
@@ -369,7 +383,9 @@ def resume(checkpoints, run, agent, config):
         return None
     for name, value in saved["config"].items():
         if name not in HANDLING and config.get(name) != value and not (longer and name == "max_timesteps"):
-            fail(f"--resume: the run was started with --{name} {value}; give the same, or --overwrite to start anew")
+            older = not config.keys() <= saved["config"].keys() | HANDLING      # then "the same" would be a run of another name
+            fail(f"--resume: the run was started with {as_word(name, value)}" + (", by a version with other flags; choose another"
+                 " --results_dir" if older else "; give the same") + ", or --overwrite to start anew")
     return saved
 
 
@@ -385,10 +401,11 @@ def shorter_runs(run, agent):
     for file in glob.glob(f"{glob.escape(run.results_dir)}/*_seed={run.seed}.json"):
         with contextlib.suppress(Exception):                           # a damaged file may raise anything
             path = file.removesuffix(".json")
-            steps = read_info(path, check_saved)["config"]["max_timesteps"]
-            if steps < agent.cfg.max_timesteps and \
-                    os.path.basename(path) == run_name(run, replace(agent.cfg, max_timesteps=steps), type(agent)):
-                found[steps] = path
+            saved = read_info(path, check_saved)["config"]
+            cfg = replace(agent.cfg, max_timesteps=saved["max_timesteps"])
+            if cfg.max_timesteps < agent.cfg.max_timesteps and os.path.basename(path) == run_name(run, cfg, type(agent)):
+                check_same(path, saved, asdict(cfg))                   # it may be of before a default was changed
+                found[cfg.max_timesteps] = path
     return [found[steps] for steps in sorted(found, reverse=True)]
 
 

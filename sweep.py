@@ -62,7 +62,7 @@ from dataclasses import asdict, dataclass
 
 from agent import MemoryFlags
 from envs import env_spec, make_env
-from flags import check_actions, check_saved, defaults_of, env_options, parse, run_name
+from flags import check_actions, check_same, check_saved, defaults_of, env_options, parse, run_name
 from support import checkpoint, tables
 from support.results import finished
 from support.system import Parser, fail, no_exit
@@ -467,12 +467,17 @@ def main(argv=None):
         fail(str(error))
     for run in runs:
         run.path = os.path.join(HERE, run.path)
-        if run.case and os.path.basename(run.path) in collected[run.case]:
-            run.state = "done"
-            tables.remove(run.path)                                    # a sweep may have been killed before it did so
-        elif finished(run.path):
-            run.state = "done"
-            keep(run)
+        row = collected.get(run.case, {}).get(os.path.basename(run.path))
+        try:
+            if row:
+                check_same(run.path, tables.flags_of(row, run.config), run.config)
+                run.state = "done"
+                tables.remove(run.path)                                # a sweep may have been killed before it did so
+            elif finished(run.path, lambda saved, run=run: check_same(run.path, saved, run.config)):
+                run.state = "done"
+                keep(run)
+        except ValueError as error:
+            fail(str(error))
     display, signal = Display(runs), None
     display.say(display.count())
     console.something_to_keep()                                        # Ray's processes end with this one if it ends in order

@@ -152,27 +152,37 @@ def probe(run, agent, play, about):
         write(run, "lookback", "lag,episode,influence", rows, about)
 
 
+def file_of(run, kind):
+    """The CSV that --memory_steps or --lookback writes."""
+    folder, name = os.path.split(os.path.abspath(run.load_model).removesuffix(".pt"))
+    if name in ("last", "best"):                                       # a copy that has lost its run's name
+        name = f"{os.path.basename(folder)}.{name}"
+    return os.path.join(run.results_dir or ".", f"{name}.{kind}.csv")
+
+
 def check_free(run):
-    """Raises ValueError, with one line, if --results_dir cannot be written. Leaves nothing there."""
+    """Raises ValueError, with one line, if a file cannot be written, or is there already without --overwrite. Leaves nothing."""
+    for kind in ("lookback", "memory_steps"):
+        path = file_of(run, kind)
+        if getattr(run, kind) and os.path.lexists(path) and not run.overwrite:
+            raise ValueError(f"--{kind}: {path} exists; add --overwrite to replace it, or choose another --results_dir")
     folder = os.path.abspath(run.results_dir)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
+    trial = os.path.join(folder, os.path.basename(path) + ".new")      # of the longer of the two names
     try:
-        write_file(os.path.join(folder, "memory.new"), b"")
-        os.remove(os.path.join(folder, "memory.new"))
+        write_file(trial, b"")
+        os.remove(trial)
     except OSError as error:
         raise ValueError(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another") from None
 
 
 def write(run, kind, head, rows, about):
     """Write a CSV, whose first line is a comment with the dictionary `about`, into --results_dir. Exits with 2 if it cannot."""
-    folder, name = os.path.split(os.path.abspath(run.load_model).removesuffix(".pt"))
-    if name in ("last", "best"):                                       # a copy that has lost its run's name
-        name = f"{os.path.basename(folder)}.{name}"
-    path = os.path.join(run.results_dir, f"{name}.{kind}.csv")
+    path = file_of(run, kind)
     lines = ["# " + json.dumps(about), head, *(",".join(map(str, row)) for row in rows)]
     try:
-        os.makedirs(run.results_dir, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         fail(f"--{kind}: {path} cannot be written ({error.strerror})")

@@ -1,5 +1,6 @@
 """Figures of what saved policies do with their memory: the files of --memory_steps and --lookback (support/lookback.py)."""
 import glob
+import io
 import json
 import os
 
@@ -29,8 +30,18 @@ def read(path):
     """Read a file of lookback.write: its dictionary, and a pandas table. Raises ValueError, with one line, if it is damaged."""
     try:
         with open(regular(path), encoding="utf-8") as file:
-            about = json.loads(file.readline()[2:])
-        return about, pd.read_csv(path, comment="#")
+            about, rows = json.loads(file.readline()[2:]), file.read()
+        table, config = pd.read_csv(io.StringIO(rows)), about["config"]
+        step, _, value = table.columns
+        if not all(isinstance(config[name], str) for name in ("policy", "env", "observe")):
+            raise ValueError("a flag is no text")
+        if path.endswith(".lookback.csv"):
+            table["lag"] = table["lag"].astype(int)
+        if not rows.endswith("\n") or not len(table) or table.groupby(step).size().nunique() > 1:
+            raise ValueError("rows are missing")
+        if not (table[value].abs() < 1e30).all():
+            raise ValueError(f"a {value} is missing, or not finite")
+        return about, table
     except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); make it again, or delete it") from None
 

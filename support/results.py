@@ -42,16 +42,28 @@ def read_rows(path, end, info):
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def finished(path):
-    """Has a run come to its end, and are its results whole? path: these results, without an ending"""
+def finished(path, check):
+    """Has a run come to its end? Raises ValueError, with one line, if it has, and its results are damaged or another run's.
+
+    path: the run's results, without an ending; check: raises ValueError for flags that are not this run's (flags.check_same)
+    """
     try:
         with open(regular(path + ".json"), encoding="utf-8") as file:
             info = json.load(file)
-        for end in {".csv": None, **info.get("lines", {})}:
-            read_rows(path, end, info)
-        return info.get("finished") is True
+        if info["finished"] is not True:
+            return False
     except Exception:                                                  # a damaged file may raise anything
         return False
+    try:
+        for end in {".csv": None, **info.get("lines", {})}:
+            read_rows(path, end, info)
+        config = {**info["config"]}
+    except Exception as error:
+        why = " ".join(str(error).split())[:150]
+        raise ValueError(f"{path} has finished, but its results are damaged ({why}); put a copy in their place, or delete "
+                         f"{path}.json, and it is run again") from None
+    check(config)
+    return True
 
 
 def mean_returns(path):

@@ -61,16 +61,28 @@ def damaged(path, why):
 
 
 def collected(path):
-    """The names of the runs that the tables CASE.csv and CASE.runs.csv hold. path: both tables, without an ending. Raises
-    ValueError, with one line, if a table is damaged, or lacks rows of a run."""
+    """The runs that the tables CASE.csv and CASE.runs.csv hold, {name: its row of the second, all text}. path: both tables,
+    without an ending. Raises ValueError, with one line, if a table is damaged, or lacks rows of a run."""
     runs, rows = read_text(path + ".runs.csv"), read_text(path + ".csv")
     if not len(runs):
-        return set()
+        return {}
     there = collections.Counter(zip(rows["arm"], rows["seed"]) if len(rows) else ())
     for arm, seed, written in zip(runs["arm"], runs["seed"], runs.get("evaluations", [""] * len(runs))):
         if there[arm, seed] == 0 or written not in ("", str(there[arm, seed])):    # older tables do not say how many
             raise damaged(path + ".csv", f"{there[arm, seed]} of {written} evaluations of {arm}, seed {seed}, are there")
-    return {*runs["run"]} if "run" in runs else set()
+    return {row["run"]: row for row in runs.to_dict("records")} if "run" in runs else {}
+
+
+def text_of(value):
+    """A value as a table has it."""
+    return f"{value:.6g}" if isinstance(value, float) and value == value else "" if pd.isna(value) else str(value)
+
+
+def flags_of(row, config):
+    """The flags in a row of CASE.runs.csv, as far as `config`, a dictionary of flags, has them, too. A flag that is written like
+    the one of `config` is this one."""
+    return {name: value if text_of(value) == row[name] else {"True": True, "False": False}.get(row[name], row[name])
+            for name, value in config.items() if row.get(name)}
 
 
 def evaluations(run, info):
@@ -119,7 +131,7 @@ def collect(path, arm, order, run, check):
         collected(path)                                                # raises before a damaged table is written again
         for end, new in ((".csv", rows.assign(**key)), (".runs.csv", pd.DataFrame([row]))):
             new = new[list(key) + [column for column in new if column not in key]]
-            new = new.map(lambda x: f"{x:.6g}" if isinstance(x, float) and x == x else "" if pd.isna(x) else str(x))
+            new = new.map(text_of)
             old = read_text(path + end)
             if len(old):                                               # an interrupted `collect` may have left these rows
                 old = old[(old["arm"] != arm) | (old["seed"] != str(key["seed"]))]

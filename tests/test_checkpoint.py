@@ -800,6 +800,46 @@ def test_a_finished_run_is_left_alone(tmp_path, refused):
     played = run.play("--resume")
     assert f"{run.path}.csv is there already: this run has finished" in played.out and played.err == ""
     refused([*run.argv, "--resume", "--test", "--load_model", run.path + ".last.pt"], ["--resume ", "--test"])
+    refused([*run.argv, "--resume", "--eval_episodes", "7"], ["--resume: ", run.path, "has finished, with --eval_episodes="])
+    assert files_of(tmp_path) == before
+    with open(run.path + ".csv", "a") as file:                         # as an editor may do
+        file.write("\n")
+    refused([*run.argv, "--resume"], ["--resume: ", run.path, "has finished, but its results are damaged", "--overwrite"])
+    assert files_of(tmp_path).keys() == before.keys()
+
+
+def test_a_finished_run_of_other_defaults_is_no_run_of_these(tmp_path, refused):
+    """Names hold what differs from the defaults, so a run of before lr_decay was TD3's default has the name of one with it."""
+    run = Run(TINY, tmp_path, **TINIER)
+    run.play()
+    with open(run.path + ".json") as file:
+        info = json.load(file)
+    for name in ("lr_decay", "horizon_growth", "average"):
+        del info["config"][name]
+    with open(run.path + ".json", "w") as file:
+        json.dump(info, file)
+    before = files_of(tmp_path)
+    refused([*run.argv, "--resume"], ["has finished, with --no-lr_decay"])
+    refused([*run.argv, "--resume", "--save_model"], ["has finished, with --no-lr_decay"])
+    long = Run(TINY, tmp_path, **TINIER | dict(max_timesteps=50))      # nor is it one to be made longer
+    assert "no checkpoint of this run is there: it starts from the beginning" in long.play("--resume").out
+    assert files_of(tmp_path).items() > before.items()
+
+
+def test_a_checkpoint_of_other_defaults(tmp_path, refused, monkeypatch):
+    """The same flags will not do, since they are those of a run of another name."""
+    load = Checkpoints.load
+
+    def of_before(checkpoints):
+        saved = load(checkpoints)
+        del saved["config"]["horizon_growth"], saved["config"]["average"]
+        saved["config"]["lr_decay"] = False
+        return saved
+    run = Run(TINY, tmp_path, **TINIER)
+    run.crash(at(30))
+    before = files_of(tmp_path)
+    monkeypatch.setattr(Checkpoints, "load", of_before)
+    refused([*run.argv, "--resume"], ["started with --no-lr_decay, by a version with other flags", "another --results_dir"])
     assert files_of(tmp_path) == before
 
 
@@ -843,7 +883,7 @@ def test_a_run_waits_for_one_that_is_just_ending(tmp_path):
     ending.start()
     run.play("--resume")
     ending.join()
-    assert time.monotonic() - start > 1 and output.finished(run.path)
+    assert time.monotonic() - start > 1 and output.finished(run.path, dict)
 
 
 @pytest.mark.parametrize("error,code,says", [
@@ -895,7 +935,7 @@ def test_an_attribute_of_ones_own(name, start, later, says, tmp_path, monkeypatc
         assert run.play("--resume").state()["agent"][name] == state_of(SimpleNamespace(value=later, not_state=()))["value"]
         return
     out = run.play().out.splitlines()
-    assert out.count(says) == 1 and sum("checkpoints" in line for line in out) == 1 and output.finished(run.path)
+    assert out.count(says) == 1 and sum("checkpoints" in line for line in out) == 1 and output.finished(run.path, dict)
     assert "more" in says or out.index(says) < next(k for k, line in enumerate(out) if line.startswith("step 0"))
 
 

@@ -44,7 +44,7 @@ def test_a_failing_print_ends_no_run(out, tmp_path):
     """Lines, warnings and the last flush; the results are all there."""
     pytest.importorskip("tensorboard")
     assert run_into(out, f"{TRAINING} --results_dir {tmp_path}") == 0
-    assert finished(str(next(tmp_path.glob("*.json")).with_suffix("")))
+    assert finished(str(next(tmp_path.glob("*.json")).with_suffix("")), dict)
 
 
 def test_a_bar_goes_on_without_its_terminal():

@@ -140,3 +140,45 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_test(model, refused
     monkeypatch.setattr(main, "test", lambda *_: pytest.fail("it was tested"))
     words = ["--test", "--load_model", model, "--memory_steps", "2", "--results_dir", model + "/x"]
     refused(words, ["--results_dir", "cannot be written"])
+
+
+def test_a_file_that_is_there_is_kept(model, tmp_path, refused):
+    """It may be of another model of the same name. --overwrite replaces it."""
+    words = ["--test", "--load_model", model, "--results_dir", str(tmp_path), "--eval_episodes", "2", "--memory_steps", "1"]
+    main.run(words)
+    [file] = tmp_path.iterdir()
+    before = file.read_bytes()
+    refused([*words, "--eval_episodes", "3"], ["--memory_steps: ", str(file), "exists", "--overwrite"])
+    assert file.read_bytes() == before
+    main.run([*words, "--eval_episodes", "3", "--overwrite"])
+    assert file.read_bytes() != before
+
+
+def test_the_file_says_where_it_was_tested(model, tmp_path):
+    """A policy of the cue of 10 steps, on the cue of 30."""
+    main.run(["--test", "--load_model", model, "--results_dir", str(tmp_path), "--eval_episodes", "2", "--lookback", "2", "--env",
+              "Cue30-v0", "--flicker", "0.5"])
+    [file] = tmp_path.iterdir()
+    about, _ = read(str(file))
+    assert about["policy"] == "PPO on Cue30-v0, full"
+    assert {name: about["config"][name] for name in ("env", "flicker", "eval_episodes")} == \
+        dict(env="Cue30-v0", flicker=0.5, eval_episodes=2)
+
+
+GOOD = ('# {"config": {"policy": "PPO", "env": "Cue10-v0", "observe": "full"}}\nlag,episode,influence\n'
+        '1,0,0.25\n1,1,0.5\n2,0,0.25\n2,1,1\n')
+
+
+@pytest.mark.parametrize("old,new", [
+    ("{", "["), ('{"config"', '{"other"'), ('"Cue10-v0"', "5"), ('"full"', "null"), ("1,1,0.5\n", ""), ("2,1,1\n", "2,1,1"),
+    ("0.5", "inf"), ("0.5", ""), ("0.5", "word"), ("0.5", "1e300"), ("2,0", "x,0"), (GOOD.split("\n", 2)[2], ""), ("lag,", ""),
+    ("# ", "")])
+def test_a_damaged_file_is_one_line(old, new, tmp_path):
+    path = tmp_path / "x.lookback.csv"
+    path.write_text(GOOD)
+    assert draw(str(tmp_path)).keys() == {"lookback"}
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ValueError, match="x.lookback.csv is damaged") as error, no_exit():
+        draw(str(tmp_path))
+    assert "\n" not in str(error.value)

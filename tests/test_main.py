@@ -452,6 +452,12 @@ def test_model_files_that_are_none(test, trained, refused, tmp_path):
     assert (tmp_path / "executed").exists()
 
 
+def test_no_model_and_no_horizon(refused):
+    refused(["--load_model", ""], ["--load_model ''", "leave it out"])
+    refused(["--policy", "TD3", "--discount", "1", "--horizon_growth", "3"], ["--horizon_growth", "--discount 1", "no end"])
+    assert parse(["--policy", "TD3", "--discount", "1"])[1].discount == 1
+
+
 @pytest.mark.parametrize("change,says", [
     (dict(config=[1]), ["is not a model of this project"]),
     (dict(config={}), ["unknown policy 'None'"]),
@@ -466,10 +472,10 @@ def test_model_files_with_wrong_contents(change, says, trained, refused, tmp_pat
 
 
 @pytest.mark.parametrize("name,value,says", [
-    ("policy", "TD5", ["unknown policy 'TD5'"]), ("policy", [1], ["unknown policy '[1]'"]), ("env", 7, ["environment '7'"]),
-    ("hidden_size", -3, ["--hidden_size"]), ("hidden_size", "abc", ["'abc'"]), ("hidden_size", 9, ["another architecture"]),
-    ("core", "rnn", ["invalid choice: 'rnn'"]), ("lr", True, ["--lr"]), ("recurrent_actor", "x", ["--recurrent_actor"]),
-    ("seed", {}, ["--seed"]), ("eval_episodes", 0, ["--eval_episodes"])])
+    ("policy", "TD5", ["unknown policy 'TD5'"]), ("policy", [1], ["unknown policy '[1]'"]), ("env", 7, ["had env 7"]),
+    ("hidden_size", -3, ["had hidden_size -3"]), ("hidden_size", "abc", ["'abc'"]), ("hidden_size", 9, ["another architecture"]),
+    ("core", "rnn", ["core 'rnn'"]), ("lr", True, ["lr True"]), ("recurrent_actor", "x", ["recurrent_actor 'x'"]),
+    ("seed", {}, ["seed {}"]), ("eval_episodes", 0, ["eval_episodes 0"]), ("average", 5, ["--load_model: ", "had average 5"])])
 def test_model_files_with_wrong_flags(name, value, says, trained, refused, tmp_path):
     checkpoint = torch.load(trained + ".best.pt", weights_only=True)
     checkpoint["config"][name] = value

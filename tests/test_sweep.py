@@ -17,7 +17,6 @@ from test_main import evaluations, tiny
 
 import main
 import sweep
-from support import results as output
 from support import tables
 from support.system import write_file
 
@@ -316,7 +315,7 @@ def finish(path):
     """What a finished run leaves."""
     with open(path + ".csv", "w") as csv, open(path + ".json", "w") as info:
         csv.write("step,episode,return,length,seconds\n")
-        json.dump({"finished": True}, info)
+        json.dump({"finished": True, "config": {"lr_decay": True}}, info)
 
 
 def test_summary_and_exit_code(study, capsys, monkeypatch, tmp_path):
@@ -770,10 +769,10 @@ def test_a_disk_that_is_full_while_a_run_is_collected_loses_nothing(collect, end
     monkeypatch.setattr(tables, "write_file", full)
     with pytest.raises(OSError):
         collect(2)
-    assert (tmp_path / "run_seed=2.csv").exists() and tables.collected(path) == {"run_seed=1"}
+    assert (tmp_path / "run_seed=2.csv").exists() and tables.collected(path).keys() == {"run_seed=1"}
     monkeypatch.setattr(tables, "write_file", write_file)
     collect(2)
-    assert tables.collected(path) == {"run_seed=1", "run_seed=2"} and not list(tmp_path.glob("run*"))
+    assert tables.collected(path).keys() == {"run_seed=1", "run_seed=2"} and not list(tmp_path.glob("run*"))
     assert len(open(path + ".csv").readlines()) == 7
 
 
@@ -796,10 +795,19 @@ def test_a_damaged_table_is_said_before_anything_starts(study, capsys, monkeypat
     refused([study(CASES), "--results_dir", str(tmp_path)], ["pole.runs.csv is missing or damaged"], capsys)
 
 
-def test_a_finished_run_whose_csv_is_cut_is_run_again(study, tmp_path):
-    path = str(tmp_path / "run")
+@pytest.mark.parametrize("info,words", [
+    (dict(lines={".csv": 2}), ["seed=1 has finished, but its results are damaged", "2 lines were written", "delete"]),
+    (dict(config=dict(lr_decay=True, eval_episodes=3)), ["seed=1 has finished, with --eval_episodes=3", "another --results_dir"]),
+    (dict(config={}), ["seed=1 has finished, with --no-lr_decay", "give the same"])])    # it is of before there was this flag
+def test_a_finished_run_that_is_damaged_or_another_one_is_said_before_anything_starts(info, words, study, capsys, monkeypatch,
+                                                                                       tmp_path):
+    monkeypatch.setattr(sweep, "Pool", None)
+    path = str(tmp_path / "Cue10-v0_PPO_ff_seed=1")
     finish(path)
-    assert output.finished(path)
+    with open(path + ".json") as file:
+        whole = json.load(file)
     with open(path + ".json", "w") as file:
-        json.dump({"finished": True, "lines": {".csv": 2}}, file)
-    assert not output.finished(path)
+        json.dump(whole | info, file)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*seed=1*")}
+    refused([study("seeds = [0, 1]\n" + ARM), "--results_dir", str(tmp_path)], words, capsys)
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*seed=1*")} == before
