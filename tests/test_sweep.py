@@ -581,6 +581,7 @@ CASES = """
     [common]
     policy = "PPO"
     core_size = 4
+    eval_freq = 100
     [[cases]]
     name = "the cue"
     env = "Cue10-v0"
@@ -650,7 +651,7 @@ def test_a_finished_run_moves_into_the_tables_of_its_case(study, capsys, monkeyp
                     file.write("step,episode,return,length,seconds\n" + "".join(
                         f"{step},{i},{score + step + i},7,{step / 10}\n" for step in (0, 100) for i in (0, 2)))
                 with open(run.path + ".json", "w") as file:
-                    json.dump(dict(config=run.config | dict(eval_freq=100), finished=True, seconds=90, cpu_seconds=60,
+                    json.dump(dict(config=run.config, finished=True, seconds=90, cpu_seconds=60,
                                    commit="abc", versions=dict(torch="2", machine="this")), file)
                 if run.config["recurrent_critic"]:
                     with open(run.path + ".staleness.csv", "w") as file:
@@ -675,16 +676,16 @@ def test_a_finished_run_moves_into_the_tables_of_its_case(study, capsys, monkeyp
     assert len(runs) == 5
     assert runs[1].startswith(f"common,3,{os.path.basename(planned[6].path)},2,abc,2,this,1.5,1,0,PPO,CartPole-v1,")
 
-    monkeypatch.setattr(sweep, "Pool", None)                           # nothing is left to run
-    with pytest.raises(SystemExit):
-        sweep.main([path, "--results_dir", str(folder)])
+    assert sweep_all(None) == files                                    # nothing is left to run
 
     pool = Quick()                                                     # killed after the tables were written: collected once more
     pool.start(sweep.Run([], planned[6].path, [], planned[6].config, "running", arm="common"))
     list(pool.wait())
-    with pytest.raises(SystemExit):
-        sweep.main([path, "--results_dir", str(folder)])
-    assert {name: (folder / name).read_text() for name in sorted(os.listdir(folder))} == files
+    assert sweep_all(None) == files
+
+    capsys.readouterr()                                                # a name does not say how often a run was evaluated
+    refused([study(CASES.replace("eval_freq = 100", "eval_freq = 50")), "--results_dir", str(folder)],
+            ["seed=3 has finished, with --eval_freq=100", "another --results_dir"], capsys)
 
 
 @pytest.fixture
