@@ -36,7 +36,7 @@ def read(path):
         if not all(isinstance(config[name], str) for name in ("policy", "env", "observe")):
             raise ValueError("a flag is no text")
         if path.endswith(".lookback.csv"):
-            table["lag"] = table["lag"].astype(int)
+            table[step] = table[step].astype(int)
         if not rows.endswith("\n") or not len(table) or table.groupby(step).size().nunique() > 1:
             raise ValueError("rows are missing")
         if not (table[value].abs() < 1e30).all():
