@@ -681,8 +681,8 @@ def no_results_yet(run):
     (rewritten("rows", lambda rows: rows.update(rows=rows["rows"][:, :-1])), "--resume", ["--resume: "]),
     # Flags that are not in the run's name, and change its results
     *[(nothing, f"--resume {flag}", ["--resume: ", says]) for flag, says in (
-        ("--eval_freq=10", "--eval_freq 20"), ("--eval_episodes=2", "--eval_episodes 1"), ("--staleness", "--staleness False"),
-        ("--threads=2", "--threads 1"))],
+        ("--eval_freq=10", "--eval_freq=20"), ("--eval_episodes=2", "--eval_episodes=1"), ("--staleness", "--no-staleness"),
+        ("--threads=2", "--threads=1"))],
     *[(nothing, f"--resume {flag}", ["--resume ", flag.split("=")[0]]) for flag in ("--overwrite", "--record=x/y-v0")],
     # Neither word: the line names both
     (nothing, "", ["--resume", "--overwrite"]), (no_results_yet, "", ["--resume", "--overwrite"]),
