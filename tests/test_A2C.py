@@ -86,3 +86,16 @@ def test_update_is_plain_a2c(float64, kind, flags):
         assert agent.return_scale == pytest.approx(scale, abs=1e-5)
         if log_std is not None:
             assert torch.allclose(agent.actor.log_std, log_std, atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden_init,past", [("stored", 0), ("zero", 2)])
+def test_a_second_rollout_has_a_past_only_where_memory_begins_at_zero(hidden_init, past):
+    """Stored states are of the rollout's own first step, so nothing before it is burned in."""
+    agent, buffer, game = make(module=A2C, seq_len=5, hidden_init=hidden_init, burn_in=2, **RECURRENT)
+    game.play(ROLLOUT)
+    agent.train(buffer)
+    assert min(game.t) >= 2                                            # episodes that go on into the next rollout
+    game.play(ROLLOUT)
+    windows = buffer.windows(5, 2)
+    first = [int(np.flatnonzero(windows.index[:, 0].numpy() // buffer.capacity == env)[0]) for env in range(buffer.num_envs)]
+    assert windows.past_length[first].tolist() == [past] * buffer.num_envs
