@@ -178,18 +178,19 @@ def test_priorities_decide_what_is_drawn():
     assert new and np.all(buffer.priority[np.array(new)] == 1e4)
 
 
+@pytest.mark.parametrize("batch_size,draws", [(1, 3000), (16, 600)])  # one window, several
 @pytest.mark.parametrize("burn_in", [0, 3])
-def test_without_priorities_every_step_is_sampled_equally_often(burn_in):
+def test_without_priorities_every_step_is_sampled_equally_often(burn_in, batch_size, draws):
     agent, buffer, game = filled(**RECURRENT, seq_len=4, priority_exponent=0, burn_in=burn_in)
     for _ in range(5):
         agent.train(buffer)                                            # sets priorities: all to 1
     counts = {}
     windows = {(*key, t): length for key, t, length in cut(game, 4)}
-    for _ in range(3000):
-        _, steps = game.windows(buffer.sample(1, 4, burn_in), burn_in)[0]
-        key = steps[0].env, steps[0].episode, steps[0].t
-        assert len(steps) == windows[key]
-        counts[key] = counts.get(key, 0) + 1
+    for _ in range(draws):
+        for _, steps in game.windows(buffer.sample(batch_size, 4, burn_in), burn_in):
+            key = steps[0].env, steps[0].episode, steps[0].t
+            assert len(steps) == windows[key]
+            counts[key] = counts.get(key, 0) + 1
     assert counts.keys() == windows.keys() and stats.chisquare(list(counts.values())).pvalue > 1e-3
 
 
