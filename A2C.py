@@ -89,7 +89,7 @@ class A2C(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim)
+        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim); the environment clips it
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, 1)
@@ -110,7 +110,7 @@ class A2C(Agent):
         rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
         history = rollout.history                                               # (B, L + 1, row)
 
-        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
+        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
         hidden_actor = self.start_hidden(rollout, self.actor)                   # (B, hidden_dim)
         hidden_critic = self.start_hidden(rollout, self.critic)
 
@@ -147,6 +147,6 @@ class A2C(Agent):
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)
 
-        # Forget the rollout: on-policy learning uses it once. With --hidden_init zero the last rows stay, to burn in the next one
+        # Forget the rollout: a new policy needs new steps. With --hidden_init zero the last rows stay, to burn in the next one
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

@@ -17,9 +17,9 @@ Deliberate differences from the paper and its reference code:
    other weights and maybe without a memory. So windows start from zero, or are warmed up by --burn_in, and --hidden_init
    stored, with what depends on it, is an error.
 3. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` counts
-   real steps, never padding. In the actor's loss no gradient passes through the critic's core.
-4. Of the actor's networks only the perturbation has a target. The core and the generative model have none: next actions come
-   from their current weights.
+   real steps, never padding. The actor's loss needs no gradient through the critic's core.
+4. As in the authors' code, the perturbation has a target and the generative model has none. Nor has the actor's core: next
+   actions come from their current weights.
 5. When acting, the candidates come from one set of latents, drawn once and saved with the model, not from new ones at each
    step. So the policy is a function of the history, and an evaluation can be repeated. There is no exploration.
 6. Discount and learning rates are set for PyBullet's hopper, see HyperParameters; one size for all networks.
@@ -115,7 +115,7 @@ class BCQ(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.perturbation_target, self.critic_target = self.target_of(self.actor.perturbation), self.target_of(self.critic)
-        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # for both: a step moves what has a gradient
+        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # for both losses: weights without a gradient stay
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.critic_remembers = True                                            # acting needs its memory: it ranks candidates
         self.updates = 0
@@ -149,12 +149,12 @@ class BCQ(Agent):
         batch = self.sample(buffer)
         N, history = batch.steps, batch.history                                 # (B, L + 1, row)
 
-        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
+        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
         hidden_actor = self.start_hidden(batch, actor)                          # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
-        # Compute the generative model's loss: how well it reconstructs the actions, and how far latents are from normal
+        # Compute the generative model's loss: how well it reconstructs the actions, and how far latents are from N(0, 1)
         actor_features, _ = actor.core(history[:, :-1], hidden_actor)           # (B, L, features)
         actor_features = batch.pick(actor_features)                             # (N, features)
         mean, log_std = actor.encode(actor_features, batch.action)              # (N, latent_dim)
@@ -195,8 +195,8 @@ class BCQ(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss: the perturbation's, with the updated critic's features. No gradient passes through the critic's
-        # core: it has read the past, which the actor's new action does not change
+        # Compute the actor loss: the perturbation's, with the updated critic's features. They need no gradient: the critic's core
+        # has read the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
             actor_features = batch.pick(actor_features[:, :-1])                 # (N, features)

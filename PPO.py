@@ -12,7 +12,7 @@ Deliberate differences from the paper and common implementations:
    probability ratio begins at 1. With zero it may not: training then starts from another memory than acting did.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
-5. The spread of the Gaussian policy does not depend on the state.
+5. Networks are ReLUs of 256 units (paper: tanh, 64), and the learning rates fall to zero (paper: only on Atari).
 6. Advantages are normalised over the whole rollout, and each network's gradient is clipped. The paper has neither.
 7. The critic's loss is not clipped. Nor is the paper's, but many implementations clip it.
 """
@@ -97,7 +97,7 @@ class PPO(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim)
+        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim); the environment clips it
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, 1)
@@ -150,7 +150,7 @@ class PPO(Agent):
                 batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
                 history = batch.history                                         # (b, L + 1, row)
 
-                # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
+                # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
                 hidden_actor = self.start_hidden(batch, self.actor)             # (b, hidden_dim)
                 hidden_critic = self.start_hidden(batch, self.critic)
 
@@ -179,11 +179,11 @@ class PPO(Agent):
                 critic_losses.append(critic_loss.detach())
                 actor_losses.append(actor_loss.detach())
 
-            # With --hidden_refresh: renew the stored hidden states, from the first that the rollout has of each episode
+            # With --hidden_refresh: unroll each episode from its first row in the rollout, and store its hidden states anew
             if cfg.hidden_refresh:
                 self.refresh_hidden(buffer, buffer.windows("full"))
                 rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
 
-        # Forget the rollout: on-policy learning uses it once. With --hidden_init zero the last rows stay, to burn in the next one
+        # Forget the rollout: a new policy needs new steps. With --hidden_init zero the last rows stay, to burn in the next one
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": torch.stack(critic_losses).mean(), "actor_loss": torch.stack(actor_losses).mean()}

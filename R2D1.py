@@ -9,15 +9,15 @@ With --recurrent, windows start from stored states, burned in over the 16 steps 
 and returns have five rewards before they bootstrap.
 
 Deliberate differences from the paper:
-1. One actor, whose rate of random actions falls over the run, instead of 256 actors with a rate each. So priorities are not
-   computed by actors: a new window gets the largest ever set, as in Schaul et al.
+1. One actor, whose rate of random actions falls early in the run, instead of 256 actors with a rate each. So priorities are
+   not computed by actors: a new window gets the largest ever set, as in Schaul et al.
 2. Windows adjoin instead of overlapping by half: each stored step lies in exactly one, so that with --priority_exponent 0
    every step is trained on equally often, as everywhere in this project. A window can be drawn once it is complete or its
    episode has ended.
-3. n-step returns end with the window: near its end fewer rewards are summed before the state after it is bootstrapped from.
+3. n-step returns end with the window: near its end they sum fewer rewards, and bootstrap from the state after its last step.
    Feed-forward, a window is one step, so returns are one-step ones.
 4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
-5. Its one network is actor and critic at once: it acts by its own Q-values. The networks are small.
+5. Its one network is actor and critic at once: it acts by its own Q-values. It is small.
 6. Set for small tasks, see HyperParameters: windows of 32 steps after a burn-in of 16 (paper: 80 after 40), discount 0.99
    (0.997), a target network copied every 200 updates (2500).
 """
@@ -154,7 +154,7 @@ class R2D1(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
+        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
         hidden = self.start_hidden(batch, self.critic)                          # (B, hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 

@@ -6,8 +6,9 @@ Run:   python main.py --policy REINFORCE --env HopperBulletEnv-v0 --recurrent
 Deliberate differences from the paper:
 1. Actor and critic (the baseline) are separate networks; each may have a recurrent core (cores.py) that reads the history of
    observations and actions. With --recurrent the gradient goes back to each episode's start by default (--seq_len full).
-2. An action is credited with the discounted rewards that follow it, not with the whole episode's; late actions count as much as
-   early ones, as nearly everywhere. There may be a bonus for entropy, and each network's gradient is clipped.
+2. An action is credited with the discounted rewards that follow it, not with the whole episode's. The factor discount^t, by
+   which late actions would count less, is left out, as nearly everywhere. There may be a bonus for entropy, and each network's
+   gradient is clipped.
 3. An update waits for whole episodes that hold `batch_size` steps together, and averages over steps, not episodes.
 4. With a baseline a time limit is no termination: the return goes on with the value of the true last observation. Without one
    it ends there.
@@ -116,7 +117,7 @@ class REINFORCE(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim)
+        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim); the environment clips it
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, 1)
@@ -137,7 +138,7 @@ class REINFORCE(Agent):
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
+        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
 

@@ -7,12 +7,12 @@ Deliberate differences from the paper and its reference code:
 1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    the update is the textbook's. The twin Q-heads share one critic core, and the action joins after it, in the heads.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
-   `replay_ratio` count real steps, never padding, so both kinds of update learn from the same amount of data.
-3. In the actor's loss no gradient passes through the critic's core. It has not read the action that the actor now chooses.
+   `replay_ratio` count real steps, never padding: with memory and without it learns from as much data.
+3. The actor's loss needs no gradient through the critic's core: it has not read the action that the actor now chooses.
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
 5. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
    `--no-lr_decay --horizon_growth 1 --average 0` turns the three off.
-6. Discount, learning rates and warm-up are TD3's here, see HyperParameters.
+6. Batch size, discount, learning rates and warm-up are TD3's here, see HyperParameters.
 
 Lines marked `# TD3:` came to SAC from TD3.
 """
@@ -38,8 +38,8 @@ class HyperParameters(MemoryFlags):
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
-    # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still for the bonus.
-    # With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So the discount rises
+    # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still for the alive bonus.
+    # With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So it rises to 0.995
     lr: float = flag(6e-4, "learning rate of actor, critic and temperature")
     lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)
@@ -124,7 +124,7 @@ class SAC(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Start states: each network's memory at the windows' first step, burned in with its own weights if --burn_in
+        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
@@ -159,8 +159,8 @@ class SAC(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss, with the updated critic's features. No gradient passes through the critic's core: it has read
-        # the past, which the actor's new action does not change
+        # Compute the actor loss, with the updated critic's features. They need no gradient: the critic's core has read the past,
+        # which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         action, log_prob = self.actor.sample(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)

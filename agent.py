@@ -40,14 +40,14 @@ class MemoryFlags:
         "obs_action", "what the core reads at each step, besides the observation: previous action, previous reward")
     core_lr: float | None = flag(None, "learning rate of the recurrent cores (default: that of their network)")
     seq_len: int | Literal["full"] = flag(
-        1, "steps in a training window: back-propagation goes no further; full = whole episodes")
+        1, "steps in a training window: back-propagation goes no further; full = whole episodes, or a rollout's part of each")
     hidden_init: Literal["stored", "zero"] = flag("zero", "start state of a training window: as stored while acting, or zero")
     burn_in: int = flag(0, "unroll up to this many steps before each window, without gradient, to warm up its start state", low=0)
     hidden_refresh: bool = flag(False, "after each update (PPO: epoch) write the recomputed hidden states back into the buffer")
     stored_precision: Literal["float32", "float16"] = flag(
         "float32", "numbers that stored hidden states are kept in; float16 halves the buffer and rounds them to three digits")
     critic_hidden: Literal["own", "actor", "zero"] = flag(
-        "own", "start state of the critic: its own memory, advanced while acting; the actor's stored state; zero")
+        "own", "with stored states, what the critic starts from: its own memory, advanced while acting; the actor's; zero")
     recurrent_defaults = {}                 # the defaults that --recurrent changes
     one_network = False                     # True: actor and critic are one, so that both have a memory or neither
     unused = {}                             # flags of memory that the algorithm refuses: {flag: why}
@@ -110,7 +110,7 @@ class MemoryFlags:
 
 
 class Agent:
-    """An agent with an actor and a critic, each with a core (cores.py). One class may be both networks at once.
+    """An agent with an actor and a critic, each with a core (cores.py). One network may be both at once.
 
     `hidden` is the memory of both: the actor's and, if the critic remembers while acting, the critic's, side by side. Code
     elsewhere sees one vector of `hidden_dim` numbers.
@@ -138,7 +138,7 @@ class Agent:
         self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
 
     def target_of(self, network):
-        """A target network, a copy of `network` as it is now."""
+        """A copy of `network` as it is now, for soft_update to move: a target, or the actor's average."""
         self.targets.append((network, copy_of(network)))
         return self.targets[-1][1]
 
@@ -216,9 +216,9 @@ class Agent:
         """A network's memory at the first trained step of each window, (B, its core's hidden_dim), without gradient.
 
         --hidden_init and --critic_hidden choose the start state. With --burn_in it belongs to the first of the steps before the
-        window, and the network's own weights carry it through these. Without, a target has its online network's start state.
+        window, and the network's own weights carry it through these. A target has its online network's start state.
         """
-        # The actor's memory: the actor, its target, and the one network of both have it
+        # Told by class: the actor, its target, and a network that is both, have the actor's memory
         whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden
         if self.cfg.hidden_init == "zero" or whose == "zero":
             hidden = batch.history.new_zeros(len(batch.history), network.core.hidden_dim)
@@ -269,7 +269,7 @@ class Agent:
     # ------------------------------------------------------------------ the policy that is evaluated
 
     def average_actor(self):
-        """After an update. --average: a mean of the actor's weights in which the last updates, this share of all, count most.
+        """After an update. --average is a share: of n updates the mean is over about the last average * n.
 
         After update n it moves a share 1 / (average * n) of the way to the actor, so its window grows with the run (after Shamir
         and Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it equals the actor.

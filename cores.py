@@ -17,7 +17,7 @@ the core, in the critic's head, since otherwise the actor's gradient could rewri
 import torch
 import torch.nn as nn
 
-torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU rounds windows to 11 bits, not single steps
+torch.backends.cudnn.rnn.fp32_precision = "ieee"                       # else a GPU unrolls windows in TF32, unlike single steps
 
 
 class NoCore(nn.Module):
@@ -189,7 +189,7 @@ class GRUWindow(torch.autograd.Function):
                 gates_h, reset_update, reset_update[..., :H], reset_update[..., H:], new,
                 gates_h[..., :2 * H], gates_h[..., 2 * H:], output):
             torch.addmm(bias, h, weight_t, out=gate_h)                 # (B, 3H)
-            ru.add_(gate_h_ru).sigmoid_()
+            ru.add_(gate_h_ru).sigmoid_()                              # r and u are views of ru
             n.addcmul_(r, gate_h_n).tanh_()
             h = torch.lerp(n, h, u, out=out)                           # (B, H)
         ctx.save_for_backward(start, weight, reset_update, new, gates_h[..., 2 * H:], output)

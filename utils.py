@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     behind right after a core, by `pick`: action, reward, not_done and end have a row for each of the N real steps, window by
     window, in order of time. The other fields have one for each of the B windows.
     """
-    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1: next to step t
+    history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1: after step t
     action: torch.Tensor        # (N, action_dim)
     reward: torch.Tensor        # (N, 1)
     not_done: torch.Tensor      # (N, 1)            0 where the episode terminated: do not bootstrap
@@ -79,7 +79,7 @@ class Buffer:
 
     Args:
         size: rows of all streams together (one per step, and one more per episode)
-        state_dim, action_dim, hidden_dim: widths of a row's parts; hidden_dim is 0 where no window starts from a stored state
+        state_dim, action_dim, hidden_dim: widths of a row's parts; hidden_dim is 0 where no hidden state is stored
         num_envs: number of streams
         seed: seeds the generator that draws windows
         device: where batches are delivered
@@ -231,15 +231,15 @@ class Buffer:
         return self._gather(*windows[:, :enough], burn_in)
 
     def _draw(self, steps, seq_len):
-        """Random windows (env, start, length, episode slot), about `steps` long together; some have length 0."""
+        """Random windows (env, start, length, episode slot), as a rule of `steps` steps or more; some have length 0."""
         rows = self.head - self.tail + 1                               # (num_envs,)
         episodes = self.newest - self.oldest + 1
         L = seq_len
         if seq_len == "full":                                          # draw episodes alone: no rows, and L - 1 = 1 for each
             rows, L = 0 * rows, 2
         upto = np.cumsum(rows + episodes * (L - 1))
-        expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)
-        draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)
+        expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)             # steps in a window, on average
+        draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)     # some to spare: a second round is rare
         env = np.searchsorted(upto, draw, side="right")
         draw = draw - (upto - rows - episodes * (L - 1))[env]
         # Below rows[env] a draw is a window that begins at that row. Above, it is one that begins before its episode does
