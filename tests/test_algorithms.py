@@ -260,6 +260,20 @@ def test_the_buffer_holds_every_step(module):
         agent.train(buffer)
 
 
+@of(["PPO", "A2C"])
+def test_the_buffer_holds_the_past_beside_a_rollout(module):
+    """Rows to burn in, the end of their episode, and a rollout of episodes of a single step."""
+    agent = make_agent(module, **fit(module, **RECURRENT, seq_len=4, hidden_init="zero", burn_in=6))
+    steps, num_envs = agent.cfg.rollout_steps, agent.cfg.num_envs
+    buffer = make_buffer(agent, agent.buffer_size(), num_envs)
+    game = Toy(agent, buffer, [[steps + 1] + [1] * steps] * num_envs)
+    game.play(steps)
+    agent.train(buffer)
+    game.play(steps)
+    windows = buffer.windows(4, 6)
+    assert len(buffer) == steps * num_envs and windows.past_length.tolist().count(6) == num_envs
+
+
 @of(ONLINE + ON_POLICY)
 def test_learning_rates_fall_linearly(module):
     """--lr_decay: to zero at max_timesteps, those of cores and temperature too; without it none moves."""
