@@ -866,6 +866,20 @@ def test_same_seed_same_run(policy, env_id, tmp_path):
         assert evaluations(first) == evaluations(elsewhere) and same_weights(model, weights(elsewhere + ".last.pt"))
 
 
+def test_every_environment_of_every_seed_begins_elsewhere(monkeypatch, tmp_path):
+    """A run's environments start from its seed, and each from another state. (Seed 0's second one is seed 1's first.)"""
+    starts, begin = [], main.Interaction.__init__
+
+    def spied(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        starts.append(self.state)
+    monkeypatch.setattr(main.Interaction, "__init__", spied)
+    for folder, seed in enumerate(["0", "0", "9"]):
+        run(tmp_path / str(folder), tiny("PPO", "Pendulum-v1", "--num_envs", "3", "--seed", seed))
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert len(np.unique(np.concatenate([starts[0], starts[2]]), axis=0)) == 6
+
+
 @pytest.mark.parametrize("policy,env_id", RUNS)
 def test_evaluation_does_not_disturb_training(policy, env_id, tmp_path):
     """However often, and over however many episodes, it is evaluated: the same weights in the end."""

@@ -558,8 +558,9 @@ BANS = [
     (r"\blstm\b|\bgru\b|\bLSTM|\bGRU", NO_CORES, "only cores.py knows which"),
     (r"\bif\b.*\b(lstm|gru|mingru|LSTM\w*|GRU\w*)\b", ["agent.py"], "it has the flag, and only cores.py knows which"),
     (r"\bif\b.*\brecurrent(_actor|_critic)?\b", NO_CORES, "no `if recurrent`"),
-    (r"hidden\w*\s+is\s+(not\s+)?None|hidden\w*\s*=\s*None\b", ["cores.py", "utils.py", "main.py", "flags.py", *ALGORITHMS],
-     "a hidden state is never None"),
+    (r"\bif\b.*\bcfg\.recurrent_", ["agent.py"], "it checks these flags, and then no `if recurrent`"),
+    (r"hidden\w*\s+is\s+(not\s+)?None|hidden\w*\s*=\s*None\b",
+     ["cores.py", "utils.py", "agent.py", "main.py", "flags.py", *ALGORITHMS], "a hidden state is never None"),
     (r"\bgetattr\((?!HyperParameters)|\bhasattr\(", ["agent.py", "networks.py", *ALGORITHMS], "no asking what kind an agent is"),
     (r"\bmask\b", [name for name in ALGORITHMS if name != "R2D1.py"], "padding is left behind right after the core"),
 ]
