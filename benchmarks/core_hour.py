@@ -3,31 +3,45 @@
     python benchmarks/core_hour.py PPO --seed 0             this project: PPO, TD3, SAC, and other flags of main.py's
     python benchmarks/core_hour.py zoo --seed 0             sb3-contrib's RecurrentPPO with rl-zoo's flags for the hopper
     python benchmarks/core_hour.py same --seed 0            RecurrentPPO with the flags of this project's PPO
+    python benchmarks/core_hour.py draw                     the figure and the table of all that has been run
 
 Writes benchmarks/core_hour/NAME_seed=N.csv, a row per evaluation: step, core_minutes, return. Core-minutes are CPU time of
 training, acting and the environment; evaluations do not count. Each evaluation has ten episodes, with the same starts for all. A
-run ends when its last three evaluations are all above 2,000, or after its steps.
+run ends when its last three evaluations are all above 2,000, after its steps, or after 60 core-minutes, whichever comes first.
+Decided before the first run: seeds 0 to 2, all flags as they are here.
 """
 import argparse
 import csv
+import glob
+import json
 import os
 import sys
 import tempfile
 import time
 
+import matplotlib.style
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 import main  # noqa: E402
+from support import drawing  # noqa: E402
+from support.results import commit, processor, versions  # noqa: E402
 
-ENV, OBSERVE, ENOUGH = "HopperBulletEnv-v0", "positions", 2000
+ENV, OBSERVE, ENOUGH, MINUTES = "HopperBulletEnv-v0", "positions", 2000, 60
 STEPS = dict(PPO=500_000, TD3=300_000, SAC=300_000, zoo=2_000_000, same=500_000)
 
 
+NAMES = {"PPO": "PPO, here", "TD3": "TD3, here", "SAC": "SAC, here", "zoo": "RecurrentPPO, sb3-contrib, rl-zoo's flags",
+         "same": "RecurrentPPO, sb3-contrib, flags as here"}
+COLOURS = dict(zip(NAMES, ["#0072b2", "#009e73", "#cc79a7", "#d55e00", "#e69f00"]))
+
+
 class Enough(Exception):
-    """The last three evaluations are all above ENOUGH."""
+    """The last three evaluations are all above ENOUGH, or the time is up."""
 
 
 class Curve:
@@ -37,6 +51,7 @@ class Curve:
         os.makedirs(os.path.join(HERE, "core_hour"), exist_ok=True)
         self.path, self.rows = os.path.join(HERE, "core_hour", f"{name}_seed={seed}.csv"), []
         self.trained, self.since = 0.0, time.process_time()            # CPU seconds
+        self.head = json.dumps(dict(command=" ".join(sys.argv), commit=commit(), versions=versions(), machine=processor()))
 
     def pause(self):
         self.trained += time.process_time() - self.since
@@ -47,8 +62,9 @@ class Curve:
     def add(self, step, returns):
         self.rows.append((step, f"{self.trained / 60:.3f}", f"{np.mean(returns):.1f}"))
         with open(self.path, "w", newline="") as file:
+            file.write(f"# {self.head}\n")
             csv.writer(file, lineterminator="\n").writerows([("step", "core_minutes", "return"), *self.rows])
-        if len(self.rows) > 2 and min(float(row[2]) for row in self.rows[-3:]) > ENOUGH:
+        if len(self.rows) > 2 and min(float(row[2]) for row in self.rows[-3:]) > ENOUGH or self.trained > 60 * MINUTES:
             raise Enough
 
 
@@ -120,12 +136,46 @@ def play(model, env, envs, seed):
     return total
 
 
+def reached(curve, bound):
+    """Core-minutes until the first of three evaluations running that are all at `bound` or above; NaN if there are none."""
+    stays = curve["return"].rolling(3).min().shift(-2) >= bound
+    return curve.core_minutes[stays].min()
+
+
+def draw():
+    """A thin line per seed, and its core-minutes until it stays at 1000, 1500 and 2000."""
+    with matplotlib.style.context(drawing.STYLE):
+        fig = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
+        ax = fig.subplots()
+        for name, label in NAMES.items():
+            for k, path in enumerate(sorted(glob.glob(os.path.join(glob.escape(HERE), "core_hour", f"{name}_seed=*.csv")))):
+                curve = pd.read_csv(path, comment="#")
+                ax.plot(curve.core_minutes, curve["return"], color=COLOURS[name], lw=1.2, alpha=0.9, label=None if k else label)
+                minutes = [f"{reached(curve, bound):.1f}" for bound in (1000, 1500, 2000)]
+                print(f"{os.path.basename(path)[:-4]:16} minutes to 1000, 1500, 2000: {', '.join(minutes)}; "
+                      f"{curve.step.iloc[-1]} steps in {curve.core_minutes.iloc[-1]:.1f}")
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0, MINUTES * 1.05)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xticks=[0, 1, 2, 5, 10, 20, 60], xlabel="core-minutes of training", ylabel="return")
+        fig.legend(loc="outside right center", frameon=False)
+        drawing.finish(fig, "What a core-hour buys on the hopper with positions only",
+                       "A line is one seed: the mean return of ten evaluation episodes against the CPU time of training. A run ends "
+                       f"when three evaluations running are above {ENOUGH}, after its steps, or after {MINUTES} minutes.")
+        fig.savefig(os.path.join(HERE, "core_hour.png"), metadata={"Software": None})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=STEPS)
+    parser.add_argument("name", choices=[*STEPS, "draw"])
     parser.add_argument("--seed", type=int, default=0)
     args, others = parser.parse_known_args()
     try:
-        theirs(args.name, args.seed) if args.name in ("zoo", "same") else ours(args.name, args.seed, others)
+        if args.name == "draw":
+            draw()
+        elif args.name in ("zoo", "same"):
+            theirs(args.name, args.seed)
+        else:
+            ours(args.name, args.seed, others)
     except Enough:
         print("enough")

@@ -256,7 +256,7 @@ FILES = ["000000008.rows", "000000016.rows", "000000024.rows", "000000024.state"
 # ---------------------------------------------------------------------- exact resume
 
 CASES = [
-    f"{PLAIN} --flicker 0.2 --lr_decay",
+    f"{PLAIN} --flicker 0.2 --lr_decay --average 0.5",
     f"{PLAIN} {MEMORY} --memory_size 50 --stored_precision float16 --staleness",
     f"{PLAIN} {MEMORY} --num_envs 2 --core gru --memory_size 60 --critic_hidden actor",
     f"{PLAIN} --recurrent_critic --seq_len full --hidden_init stored --core_size 4 --checkpoint_freq 3",
