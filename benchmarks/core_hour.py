@@ -160,7 +160,7 @@ def draw():
         ax.set(xticks=[0, 1, 2, 5, 10, 20, 60], xlabel="core-minutes of training", ylabel="return")
         fig.legend(loc="outside right center", frameon=False)
         drawing.finish(fig, "What a core-hour buys on the hopper with positions only",
-                       "A line is one seed: the mean return of ten evaluation episodes against the CPU time of training. A run ends "
+                       "A line is one seed: the mean return of ten evaluation episodes against the CPU time of training. It ends "
                        f"when three evaluations running are above {ENOUGH}, after its steps, or after {MINUTES} minutes.")
         fig.savefig(os.path.join(HERE, "core_hour.png"), metadata={"Software": None})
 
