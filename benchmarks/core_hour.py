@@ -158,7 +158,7 @@ def draw():
         ax.set_xlim(0, MINUTES * 1.05)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set(xticks=[0, 1, 2, 5, 10, 20, 60], xlabel="core-minutes of training", ylabel="return")
-        fig.legend(loc="outside right center", frameon=False)
+        ax.legend(loc="upper left", frameon=False)
         drawing.finish(fig, "What a core-hour buys on the hopper with positions only",
                        "A line is one seed: the mean return of ten evaluation episodes against the CPU time of training. It ends "
                        f"when three evaluations running are above {ENOUGH}, after its steps, or after {MINUTES} minutes.")
