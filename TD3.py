@@ -7,7 +7,7 @@ Deliberate differences from the paper and its reference code:
 1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    the update is the textbook's. The twin Q-heads share one critic core, and the action joins after it, in the heads.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
-   `replay_ratio` count real steps, never padding: with memory and without it learns from as much data.
+   `replay_ratio` count real steps, never padding: with memory and without, an update learns from as many steps.
 3. The actor's loss needs no gradient through the critic's core: it has not read the action that the actor now chooses.
 4. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
    `--no-lr_decay --horizon_growth 1 --average 0` turns the three off.

@@ -239,7 +239,7 @@ class Buffer:
             rows, L = 0 * rows, 2
         upto = np.cumsum(rows + episodes * (L - 1))
         expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)             # steps in a window, on average
-        draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)     # some to spare: a second round is rare
+        draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)      # some to spare: a second round is rare
         env = np.searchsorted(upto, draw, side="right")
         draw = draw - (upto - rows - episodes * (L - 1))[env]
         # Below rows[env] a draw is a window that begins at that row. Above, it is one that begins before its episode does

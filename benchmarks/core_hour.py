@@ -30,14 +30,13 @@ sys.path.insert(0, os.path.dirname(HERE))
 import main  # noqa: E402
 from support import drawing  # noqa: E402
 from support.results import commit, processor, versions  # noqa: E402
+from support.words import ALGORITHMS  # noqa: E402
 
 ENV, OBSERVE, ENOUGH, MINUTES = "HopperBulletEnv-v0", "positions", 2000, 60
 STEPS = dict(PPO=500_000, TD3=300_000, SAC=300_000, zoo=2_000_000, same=500_000)
-
-
 NAMES = {"PPO": "PPO, here", "TD3": "TD3, here", "SAC": "SAC, here", "zoo": "RecurrentPPO, sb3-contrib, rl-zoo's flags",
          "same": "RecurrentPPO, sb3-contrib, flags as here"}
-COLOURS = dict(zip(NAMES, ["#0072b2", "#009e73", "#cc79a7", "#d55e00", "#e69f00"]))
+COLOURS = {**ALGORITHMS, "zoo": "#d55e00", "same": "#e69f00"}
 
 
 class Enough(Exception):
