@@ -11,7 +11,7 @@ and returns have five rewards before they bootstrap.
 Deliberate differences from the paper:
 1. One actor, whose rate of random actions falls early in the run, instead of 256 actors with a rate each. So priorities are
    not computed by actors: a new window gets the largest ever set, as in Schaul et al.
-2. Windows adjoin instead of overlapping by half: each stored step lies in exactly one, so that with --priority_exponent 0
+2. Windows adjoin instead of overlapping by half: each stored step lies in one at most, so that with --priority_exponent 0
    every step is trained on equally often, as everywhere in this project. A window can be drawn once it is complete or its
    episode has ended.
 3. n-step returns end with the window: near its end they sum fewer rewards, and bootstrap from the state after its last step.

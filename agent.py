@@ -269,10 +269,10 @@ class Agent:
     # ------------------------------------------------------------------ the policy that is evaluated
 
     def average_actor(self):
-        """After an update. --average is a share: of n updates the mean is over about the last average * n.
+        """Move the actor's average, after an update. It is a mean over about the last share --average of the updates so far.
 
-        After update n it moves a share 1 / (average * n) of the way to the actor, so its window grows with the run (after Shamir
-        and Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it equals the actor.
+        After update n the average moves a share 1 / (--average * n) of the way to the actor, so it is over more and more
+        updates (after Shamir and Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it is the actor.
         """
         if self.actor_average is not None:
             self.averaged += 1

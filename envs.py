@@ -1,6 +1,6 @@
 """Environments: any Gymnasium id with a one-axis Box or a discrete observation, what the agent sees of it, and vectorising.
 
-Partial observability (they combine, in this order; all noise comes from the environment's own seeded generator):
+Flags that hide something. They combine, in this order. While acting, all noise comes from the environment's own seeded generator:
 
     --observe positions|velocities   keep only these entries of the observation, see KEEP
     --observe 0-4,7                  or those with these indices
@@ -11,7 +11,7 @@ Partial observability (they combine, in this order; all noise comes from the env
 A memory task ships with the project: Cue10-v0 and its kin, see Cue. POPGym's (popgym-RepeatPreviousEasy-v0 ...) run where
 that package is installed.
 
-Observations that are discrete, or several discrete numbers, are seen one-hot, side by side.
+Discrete numbers are seen one-hot, the parts of a tuple side by side.
 
 Actions: an agent always acts in [-1, 1]^n. Its actions are scaled here to the environment's own bounds, which may be asymmetric,
 and rounded if the environment takes whole numbers. In a discrete environment an agent acts with a one-hot vector, so that buffer
@@ -66,7 +66,7 @@ NOT_ITS_OWN = ("id", "max_episode_steps", "disable_env_checker", "render_mode") 
 # Ids that are registered only when a module is imported: a part of the id, the modules, the packages to install
 REGISTERED_BY = [("Bullet", ("pybullet", "pybullet_envs_gymnasium"), "pybullet pybullet-envs-gymnasium"),
                  ("popgym-", ("popgym",), "popgym")]
-DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary, gym.spaces.Tuple)
+DISCRETE_SPACES = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
 LARGEST = np.finfo(np.float32).max                                     # what an agent reads is kept as float32
 NOT_THEIRS = os.path.dirname(gym.__file__), os.path.dirname(importlib.__file__)    # code that is never an environment's own
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -301,8 +301,8 @@ class OneHotAction(gym.ActionWrapper):
 
 class NoOldContacts(gym.Wrapper):
     """PyBullet keeps the contacts of the last episode over a reset. A foot that lands within millimetres of an old contact gets a
-    share of its impulse. So one episode in some hundred depended, in its last digits, on the episode before, and could not be
-    played again. Here robots are lifted to where nothing touches before they are put back."""
+    share of that contact's impulse. So about one episode in a hundred depended, in its last digits, on the episode before, and
+    could not be played again. Here robots are lifted to where they touch nothing before they are put back."""
 
     spec = property(lambda self: self.env.spec)                        # as in Checked
 
@@ -380,7 +380,7 @@ class Replayable(gym.Wrapper):
         return self.copy.all_seen() == self.all_seen()
 
     def finished_repeat(self, make, steps):
-        """Are finished episodes the same in another order, the newest first? It plays at most `steps` steps."""
+        """Are finished episodes the same when they are played again, the newest first? It plays at most `steps` steps."""
         with contextlib.closing(make()) as other:
             for episode in reversed(self.finished):
                 steps -= len(episode["actions"])
@@ -436,15 +436,16 @@ def register(env_id):
 def for_agent(env, env_id, observation):
     """Wrappers that let an agent act and see. Raises ValueError, with one line, if there are none for an environment's spaces."""
     def usable(space):
-        return isinstance(space, (gym.spaces.Box, *DISCRETE_SPACES)) and \
-            (not isinstance(space, gym.spaces.Tuple) or len(space) and all(map(usable, space)))
+        if isinstance(space, gym.spaces.Tuple):
+            return len(space) > 0 and all(map(usable, space))
+        return isinstance(space, (gym.spaces.Box, *DISCRETE_SPACES))
     space, actions = env.observation_space, env.action_space
-    if isinstance(space, DISCRETE_SPACES) and usable(space):
-        env = gym.wrappers.FlattenObservation(env)                     # one-hot
+    if not isinstance(space, gym.spaces.Box) and usable(space):
+        env = gym.wrappers.FlattenObservation(env)                     # discrete numbers one-hot, a tuple's parts side by side
         space = env.observation_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.shape[0]:
-        raise ValueError(f"{env_id}: its observation is {one_line(space)}; only a Box of one axis, not empty, or discrete "
-                         "numbers, can be used")
+        raise ValueError(f"{env_id}: its observation is {one_line(space)}; only a Box of one axis, not empty, discrete numbers, "
+                         "or a tuple of these can be used")
     if isinstance(actions, gym.spaces.Discrete):
         env = OneHotAction(env)
     elif ScaleAction.fits(actions):

@@ -107,7 +107,7 @@ def optimize(optimizer, loss, max_grad_norm=None):
 
 
 def copy_of(network):
-    """A copy of a network, which soft_update moves slowly towards it. Its weights are not frozen: use the copy under no_grad."""
+    """A copy of a network. soft_update moves it slowly towards the network. It is not frozen: use it under no_grad."""
     target = copy.deepcopy(network)
     for module in target.modules():
         if isinstance(module, nn.RNNBase):

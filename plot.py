@@ -60,12 +60,12 @@ def defaults(config):
     flags = load_policy(config["policy"]).HyperParameters
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
     return {f.name: f.default for f in fields(flags)} | (flags.recurrent_defaults if recurrent else {}) | \
-        {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # also load_model
+        {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # load_model, max_episode_steps
 
 
 def line_key(config):
     """What all seeds of a line have in common."""
-    return tuple(sorted((k, str(v) if isinstance(v, (dict, list)) else v) for k, v in config.items() if k not in BOOKKEEPING))
+    return tuple(sorted((k, v) for k, v in config.items() if k not in BOOKKEEPING))
 
 
 def read_run(path, own=False):

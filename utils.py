@@ -65,7 +65,7 @@ class Buffer:
         a window of 3                       |           [-----------]           rows 5, 6, 7 are its states, row 8 the next one
 
     - An episode of T steps is T + 1 rows. The first is what the reset gave, the last is the true final state, which no action
-      follows. So no state is stored twice, though it is the next state of one step and the state of another.
+      follows. So no state is stored twice, though within an episode each is one step's next state and the next step's state.
     - `terminated` stands in the row after a step. An episode that was cut short (truncated) ends, too, but its last row does
       not say terminated.
     - Each environment has its own ring of rows, called a stream. When it is full, the newest row takes the place of the oldest,
@@ -120,7 +120,6 @@ class Buffer:
         # Rows that the oldest episode had before its first stored one, (n, row); None: overwritten or forgotten
         self.earlier = [self.rows[:0, :-1]] * num_envs
         self.keep_earlier = False                                      # does clear() keep them? For whole_past
-        self.added = 0                                                 # steps ever added
         self.rng = np.random.default_rng(seed)
 
     @staticmethod
@@ -156,7 +155,6 @@ class Buffer:
             row[-1] = terminated[env]
             self._hidden[at] = next_hidden[env, :self.hidden_dim]
             self.running[env] = not (terminated[env] or truncated[env])
-        self.added += self.num_envs
 
     def _begin_episode(self, env, state, hidden):
         self.newest[env] += 1
@@ -210,7 +208,7 @@ class Buffer:
     # ------------------------------------------------------------------ reading
 
     def sample(self, batch_size, seq_len=1, burn_in=0):
-        """Draw windows until they hold at least `batch_size` real steps: every stored step is equally likely.
+        """Draw windows until they hold at least `batch_size` real steps. Every stored step is equally likely.
 
         Drawing stops at a count of steps, so that updates are equally large whatever the episodes' lengths are. Steps stay
         equally likely (Wald's identity), since windows are independent and the stop looks at no later one.
@@ -231,7 +229,7 @@ class Buffer:
         return self._gather(*windows[:, :enough], burn_in)
 
     def _draw(self, steps, seq_len):
-        """Random windows (env, start, length, episode slot), as a rule of `steps` steps or more; some have length 0."""
+        """Random windows (env, start, length, episode slot). Together they mostly hold `steps` steps; some have length 0."""
         rows = self.head - self.tail + 1                               # (num_envs,)
         episodes = self.newest - self.oldest + 1
         L = seq_len
@@ -282,10 +280,10 @@ class Buffer:
         S = self.state_dim
 
         past_length = np.minimum(burn_in, start - self.first[env, slot])   # (B,); an episode's first steps have no past
-        past_start = start - past_length
+        past_start = (start - past_length)[:, None]
         past_step = np.minimum(np.arange(burn_in), np.maximum(past_length[:, None] - 1, 0))
-        past_index = torch.from_numpy(base + (past_start[:, None] + past_step) % self.capacity)
-        hidden_index = torch.from_numpy((env * self.capacity + past_start % self.capacity)[:, None])
+        past_index = torch.from_numpy(base + (past_start + past_step) % self.capacity)
+        hidden_index = torch.from_numpy(base + past_start % self.capacity)
         after = rows[:, 1:].flatten(0, 1)                              # a step's action, reward and end stand in the row after it
         after = after if real is None else after.index_select(0, real)     # (N, row + 1)
         return Batch(
@@ -383,7 +381,7 @@ class SumTree:
 class PrioritisedBuffer(Buffer):
     """A buffer whose windows are drawn in proportion to a priority (Schaul et al. 2016; of sequences: Kapturowski et al. 2019).
 
-    Episodes are cut into adjoining windows, so each stored step lies in one. A window joins when it is complete or its
+    Episodes are cut into adjoining windows, so each stored step lies in one at most. A window joins when it is complete or its
     episode has ended, with the largest priority ever set, and leaves when its first row is overwritten (the rest of its
     rows is then no longer drawn). Its priority is kept at its first row: a leaf for each row, zero where no window begins.
     """
@@ -417,8 +415,7 @@ class PrioritisedBuffer(Buffer):
                 length = min(last - start, np.inf if seq_len == "full" else seq_len)
                 if self.running[env] and last == self.head[env] and length != seq_len:
                     break                                              # still growing
-                if length > 0:
-                    starts.append(env * self.capacity + start % self.capacity)
+                starts.append(env * self.capacity + start % self.capacity)
                 start += length
                 if start == last and (last < self.head[env] or not self.running[env]):
                     start += 1                                         # an ended episode's final row begins no step
@@ -428,22 +425,16 @@ class PrioritisedBuffer(Buffer):
             self.count += len(starts)
         return self.count
 
-    def sample(self, batch_size, seq_len=1, burn_in=0):
-        """Draw windows by priority until they hold at least `batch_size` real steps. Arguments as Buffer.sample."""
+    def _draw(self, steps, seq_len):
+        """Windows drawn by priority, as Buffer._draw. First what is new is cut into windows."""
         self.cut_windows(seq_len)
-        draws, total = [], 0
-        while total < batch_size:
-            L = 50 if seq_len == "full" else seq_len                   # full: a guess, the loop draws more if it is too large
-            at = self.priority.draw(self.rng.random(-(-(batch_size - total) // L)))
-            env, place = np.divmod(at, self.capacity)
-            start = self.head[env] - (self.head[env] - place) % self.capacity      # the newest position in that row
-            slot = self.episode[env, place]
-            length = np.minimum(self.last[env, slot] - start, np.inf if seq_len == "full" else seq_len).astype(np.int64)
-            draws.append(np.stack([env, start, length, slot]))
-            total += int(length.sum())
-        windows = np.concatenate(draws, 1)
-        enough = np.searchsorted(np.cumsum(windows[2]), batch_size) + 1
-        return self._gather(*windows[:, :enough], burn_in)
+        L = 50 if seq_len == "full" else seq_len                       # full: a guess, `sample` draws more if it is too large
+        at = self.priority.draw(self.rng.random(-(-steps // L)))
+        env, place = np.divmod(at, self.capacity)
+        start = self.head[env] - (self.head[env] - place) % self.capacity          # the newest position in that row
+        slot = self.episode[env, place]
+        length = np.minimum(self.last[env, slot] - start, np.inf if seq_len == "full" else seq_len).astype(np.int64)
+        return env, start, length, slot
 
     def importance(self, batch, exponent):
         """Weights (B,) that undo the priorities' bias: (count * probability) ^ -exponent, the largest in the batch 1."""

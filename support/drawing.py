@@ -159,7 +159,7 @@ def overview(lines):
 
 
 def curves(lines, column="return_mean"):
-    """The curves of a task: a panel per algorithm, of at most MOST lines. column: or a Delta-Q, which all lines must have"""
+    """The curves of a task: a panel per algorithm, of at most MOST lines. column: return_mean, or a Delta-Q they all have"""
     panels = [mine[i:i + MOST] for mine in grouped(lines, lambda line: line.policy).values() for i in range(0, len(mine), MOST)]
     across = min(2, len(panels))
     ends = [[textwrap.fill(re.sub(r"=(?=\S{18})", "= ", line.label) +              # a long value begins a new row

@@ -47,12 +47,11 @@ class Logger(Listener):
     def __init__(self, path, run, config, agent, buffer, steps):
         self.path, self.run, self.config, self.agent, self.buffer, self.steps = path, run, config, agent, buffer, steps
         self.due, self.entry, self.totals, self.counts = run.log_freq, None, {}, {}
-        self.last = (0, time.monotonic())                              # step and time of the last entry
         self.events, self.wandb, self.purge_step = None, None, None
 
     def begin(self, step, saved):
         """Start, or go on after a checkpoint. Exits with 2 if W&B cannot be had."""
-        self.last = (step, time.monotonic())
+        self.last = (step, time.monotonic())                           # step and time of the last entry
         if step:
             self.purge_step = step + 1
         if saved:

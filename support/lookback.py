@@ -1,7 +1,7 @@
 """What a trained policy does with its memory: how many steps it needs (--memory_steps), how far back it looks (--lookback).
 
-Both play the episodes of --test, and write a CSV into --results_dir, a row for each episode and number of steps. It is called
-after the model. Its first line is a comment with all that is needed to make it again.
+Both play the episodes of --test, and write a CSV into --results_dir, a row for each episode and number of steps. The file has
+the model's name. Its first line is a comment with all that is needed to make it again.
 
     pandas.read_csv("results/policies/hopper-positions-ppo-recurrent.lookback.csv", comment="#").groupby("lag").influence.mean()
 
@@ -145,10 +145,10 @@ def probe(run, agent, play, about):
         influence = lookback(agent, play, run.lookback, SAMPLES, np.random.default_rng(run.seed))
         if not len(influence):
             fail(f"--lookback {run.lookback}: no episode has more steps than that; give a smaller number")
-        for lag, each in enumerate(influence.T, 1):
+        rows = []
+        for lag, each in enumerate(influence.T, 1):                    # (episodes,)
+            rows += [(lag, episode, f"{value:.6g}") for episode, value in enumerate(each)]
             print(f"{lag} step{'s' * (lag > 1)} back: influence {each.mean():.3f}")
-        rows = [(lag, episode, f"{influence[episode, lag - 1]:.6g}")
-                for lag in range(1, run.lookback + 1) for episode in range(len(influence))]
         write(run, "lookback", "lag,episode,influence", rows, about)
 
 

@@ -102,12 +102,11 @@ class Results(Listener):
             self.lines, self.best = saved["lines"], saved["best"]
             self.start, self.cpu_start = self.start - saved["seconds"], self.cpu_start - saved["cpu_seconds"]
             self.info["resumed"] = [*saved["resumed"], step]
-            self.write()
-            return
-        for end in (".staleness.csv", ".last.pt", ".best.pt"):         # this run may write none of these
-            with contextlib.suppress(OSError):
-                os.remove(self.path + end)
-        shutil.rmtree(events_folder(self.path), ignore_errors=True)
+        else:
+            for end in (".staleness.csv", ".last.pt", ".best.pt"):     # this run may write none of these
+                with contextlib.suppress(OSError):
+                    os.remove(self.path + end)
+            shutil.rmtree(events_folder(self.path), ignore_errors=True)
         self.write()
 
     def write(self):
@@ -140,7 +139,7 @@ class Results(Listener):
 
 
 def commit():
-    """The commit this code is at, with '+' if tracked files differ from it; '' outside its repository."""
+    """The commit this code is at, with '+' if its Python files differ from it; '' outside its repository."""
     def git(*words):
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()

@@ -3,9 +3,9 @@
 Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning", 2019 (R2D2), section 3, figure 1.
 Run:   python main.py --policy TD3 --env Pendulum-v1 --observe velocities --recurrent --staleness
 
-Windows are unrolled twice with the present weights. Once they start from h, the state that training starts them with
-(--hidden_init, --critic_hidden, --burn_in). Once they start from h*, the true state, which is zero at the episode's start and
-unrolled over all steps before the window. At a window's first and at its last trained step, means over windows:
+Windows are unrolled twice with the present weights. The first time they start from h, the state that training starts them with
+(--hidden_init, --critic_hidden, --burn_in). The second time they start from h*, the true state: zero at the episode's start, and
+unrolled over all steps before the window. Measured at a window's first and at its last trained step, and averaged over windows:
 
     Delta-Q        ||q(h) - q(h*)|| / max |q(h*)|       q: the critic's values of a step, as one vector
     delta hidden   ||h - h*|| / ||h*||                  the memory before it reads the step; 0 where both are zero

@@ -26,7 +26,7 @@ class Study:
     arms: dict                  # name -> its table [[runs]]
     cases: dict                 # name -> its table [[cases]], and how many runs are `planned`
     answers: dict               # question -> sentence, of those that are answered
-    reference: dict             # question -> what the common arm has of what the question varies
+    reference: dict             # question -> the common arm's own choice in it, in words
     seeds: int
     runs: pd.DataFrame          # a row per finished run: case, arm, seed, score, last, delta_q_first ..., cpu_minutes
 
@@ -92,8 +92,8 @@ def summarise(study):
 
 
 def task(case):
-    """A case's task in words, what its score counts, the least and the most that it can be."""
-    return tasks.task(case["env"], f"\n{case['observe']} only" if case.get("observe", "full") != "full" else "")
+    """A case's task in words, and what is seen of it if that is not all."""
+    return tasks.task(case["env"], f"\n{case['observe']} only" if case.get("observe", "full") != "full" else "")[0]
 
 
 def words(study, arm):
@@ -101,7 +101,7 @@ def words(study, arm):
 
 
 def identical(row):
-    """Has an arm the common arm's score in every seed? row: of the tidy table, or all of them"""
+    """Has an arm the common arm's score in every seed? row: one of the tidy table, or the whole table"""
     return (row.share_low == 1) & (row.share_high == 1)
 
 
@@ -110,7 +110,7 @@ class Cell:
     share: float                # NaN: memory gains nothing here, or that is not shown yet
     number: str                 # large
     below: str                  # small: its interval, or what there is to say in place of a share
-    count: str                  # smallest: over how many seeds, while some are missing
+    count: str                  # smallest: over how many seeds, if fewer than the study's
     told: bool                  # told apart from the common arm
 
 
@@ -153,11 +153,11 @@ def questions(study):
 
 def columns(study, table):
     """The cases that have runs, those of one task side by side, algorithms in one order: [(task in words, [cases])]."""
-    tasks, policies = {}, [case["policy"] for case in study.cases.values()]
+    named, policies = {}, [case["policy"] for case in study.cases.values()]
     for case in study.cases:
         if case in set(table.case):
-            tasks.setdefault(task(study.cases[case])[0], []).append(case)
-    return [(name, sorted(them, key=lambda case: policies.index(study.cases[case]["policy"]))) for name, them in tasks.items()]
+            named.setdefault(task(study.cases[case]), []).append(case)
+    return [(name, sorted(them, key=lambda case: policies.index(study.cases[case]["policy"]))) for name, them in named.items()]
 
 
 def progress(study, case):
@@ -169,10 +169,10 @@ def progress(study, case):
 def report(table):
     """The text that the terminal shows of the tidy table."""
     def cells(name):
-        return [f"{x:.3g}" + (f" ({low:.3g} to {high:.3g})" if low == low else "") if x == x else "-"
+        return ["-" if pd.isna(x) else f"{x:.3g}" if pd.isna(low) else f"{x:.3g} ({low:.3g} to {high:.3g})"
                 for x, low, high in table[[name, name + "_low", name + "_high"]].to_numpy()]
     shown = pd.DataFrame({"arm": table.arm.str.ljust(40), "n": table.n, "score": cells("score"), "share": cells("share"),
-                          "versus": table.versus, "Delta-Q": table.delta_q_first.map(lambda x: f"{x:.2g}" if x == x else "-")})
+                          "versus": table.versus, "Delta-Q": ["-" if pd.isna(x) else f"{x:.2g}" for x in table.delta_q_first]})
     said = ("n: seeds. score: mean over evaluations but the first. share: of memory's gain that is kept.\n"
             f"In brackets: {statistics.INTERVAL}, with fewer than {statistics.FEW} seeds the range.\n"
             "versus: the common arm. Delta-Q: at a window's first trained step.\n")
@@ -180,4 +180,4 @@ def report(table):
         said += f"\n{case}\n{rows.to_string(index=False)}\n"
     told = table.versus[table.versus != ""]
     return said + (f"\n{len(told)} intervals of differences from the common arm, of which {(told == 'not told apart').sum()} "
-                   f"include 0; one in 20 would miss by chance alone, so some {len(told) / 20:.0f}")
+                   f"include 0. Were no arm different, one in 20 would leave 0 out: some {len(told) / 20:.0f}")

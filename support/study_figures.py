@@ -24,7 +24,7 @@ def answers(study, table):
     cases = [case for _, them in groups for case in them]
     same = bool(identical(table[table.arm != COMMON]).any()) or any("identical" in case for case in study.cases.values())
     planned = sum(case["planned"] for case in study.cases.values())
-    late = len(study.runs) < planned
+    late, fewer = len(study.runs) < planned, bool((table.share_n < study.seeds).any())
     left, top, tall, head, gap = 2.85, 1.75, 0.42, 0.36, 0.1            # all in inches
     wide = min(1.1, (12 - left - 0.1 - gap * (len(groups) - 1)) / len(cases))
     bottom = top + 0.62 + sum(head + tall * len(arms) for arms in asked.values())
@@ -40,7 +40,7 @@ def answers(study, table):
         write(0.15, 0.83, textwrap.fill(
             f"The reference: {words(study, COMMON)}. Each row changes one thing about it. A number is the share of what memory "
             "adds to the score (the mean of all evaluations) that is kept: 1 is as good as the reference, 0 no better than no "
-            f"memory. Below: its 95% interval over {study.seeds} seeds{', in pale cells over n, or the range' * late}. Bold: "
+            f"memory. Below: its 95% interval over {study.seeds} seeds{', in pale cells over n, or the range' * fewer}. Bold: "
             "told apart from the reference. A ring \u25cb: not told apart, which says little if the interval is wide."
             + ' "identical": this changes nothing there.' * same + " An empty cell: no such choice, or not run."
             " Q6 Does all this depend on the algorithm? Read along a row.", 150), 10, color=FAINT)
@@ -79,7 +79,7 @@ def draw_cell(write, ax, box, said):
     x, y, wide, tall = box
     shown = np.isfinite(said.share)
     colour = np.array(to_rgb(COLOURS(NORM(said.share)) if shown else EMPTY))
-    if said.count:                                                     # unfinished: paler
+    if said.count:                                                     # fewer seeds: paler
         colour += 0.6 * (1 - colour)
     dark = shown and np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.55      # how bright an eye sees red, green and blue
     ax.add_patch(Rectangle((x, y), wide, tall, facecolor=colour, edgecolor="white", lw=1.5))

@@ -259,6 +259,13 @@ def test_an_unfinished_case_is_pale(made):
     assert face(range(100, 105)) > face(range(100, 106)) + 0.5
 
 
+def test_pale_cells_are_explained_also_where_a_case_has_fewer_seeds_of_its_own(made):
+    (made / "study.toml").write_text(STUDY.replace('env = "Cue10-v0"', 'env = "Cue10-v0"\nseeds = [100, 101, 102]'))
+    write_case(made / "results", "PPO, cue", LEVELS, range(100, 103))
+    said = " ".join(" ".join(texts(made)).split())
+    assert "range, n=3" in said and "in pale cells over n, or the range" in said and "Unfinished" not in said
+
+
 @pytest.mark.parametrize("share,says", [
     ([0.9, 0.8, 0.7], "nearly all about what other starts lose"), ([0.9, 0.6, 0.8], "a little about"), ([0.9], "nothing yet")])
 def test_staleness_is_said_in_words(made, share, says):
