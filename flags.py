@@ -25,9 +25,9 @@ from cores import make_core
 from support import models
 from support.system import Parser, fail, optional
 
+# Flags that need a package: its module, its name
 OPTIONAL = {"tensorboard": ("torch.utils.tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"),
-            "video": ("moviepy", "moviepy"),                           # flag: module and package that only it needs
-            "export": ("safetensors.torch", "safetensors")}
+            "video": ("moviepy", "moviepy"), "export": ("safetensors.torch", "safetensors")}
 POLICIES = ["TD3", "DDPG", "SAC", "PPO", "A2C", "REINFORCE", "R2D1", "BCQ"]     # a new algorithm: one file, one entry here
 OBSERVE = re.compile(r"full|positions|velocities|[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 ONE_VALUE = "a flag takes one value; sweep.py does the runs of several"
@@ -96,7 +96,7 @@ GROUPS = dict(                                                         # the gro
     logging="tensorboard wandb log_freq staleness".split())
 ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
-BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # what runs had from before there were these flags
+BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # of runs that are older than these flags
 MACHINE = {f.name for f in fields(RunFlags) if f.metadata["role"] == "machine"}
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
 
@@ -156,10 +156,10 @@ def show_help(algorithm, config):
     width = min(130, max(100, shutil.get_terminal_size().columns))
     about = sys.modules[algorithm.__module__].__doc__ or algorithm.__name__
     print(about.splitlines()[0], *re.findall("^Run: .*", about, re.MULTILINE), sep="\n")
+    others = [name for name in known if not any(name in names for names in GROUPS.values())]
     for group, names in GROUPS.items():
         print(f"\n{group}")
-        others = [name for name in known if not any(name in names for names in GROUPS.values())]
-        for name in [name for name in names or others if name in known or name == "recurrent"]:
+        for name in names or others:
             if name not in refused:
                 print(textwrap.fill(f"  --{name:<20} {line(name)}", width, subsequent_indent=" " * 25))
 
@@ -170,9 +170,7 @@ def convert(hint, f):
     words = [word for kind in kinds for word in typing.get_args(kind)]  # such as "full"
 
     def read(text):
-        if text in words:
-            return text
-        if str in kinds:
+        if str in kinds or text in words:
             return text
         number = int if int in kinds else float
         low, high = f.metadata["low"], f.metadata["high"]
@@ -247,7 +245,7 @@ def as_word(name, value):
 
 
 def parse(argv):
-    """Command line -> run flags, hyper-parameters, the class of its agent, and the flags that the user gave."""
+    """Command line -> run flags, hyper-parameters, the class of the agent, and the dictionary of --load_model, or None."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--policy")
     first.add_argument("-h", "--help", action="store_true")
@@ -303,11 +301,9 @@ def parse(argv):
     config.update(saved)
     if given.pop("recurrent", False):
         config.update(recurrent_actor=True, recurrent_critic=given.get("baseline", True))  # no baseline, no critic
-    for name in ("recurrent_actor", "recurrent_critic"):
-        config[name] = given.get(name, config[name])
-    if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
-        config.update(algorithm.HyperParameters.recurrent_defaults)
     config.update(given)
+    if (config["recurrent_actor"] or config["recurrent_critic"]) and not saved:
+        config.update(algorithm.HyperParameters.recurrent_defaults | given)     # what the user gave wins
     if config.pop("help", False):
         show_help(algorithm, config)
         sys.exit(0)
@@ -353,12 +349,9 @@ def check(config, given, algorithm):
     except ValueError as error:
         fail(str(error))
     offline = algorithm.offline
-    if config["resume"]:
-        for name in ("overwrite", "test", "record"):
-            if config[name]:
-                fail(f"--resume goes on with a run, and --{name} " +
-                     dict(overwrite="replaces it", test="trains nothing",
-                          record="needs all of its episodes, from the first one on")[name] + "; drop one of the two")
+    for name, does in dict(overwrite="replaces it", test="trains nothing", record="needs all of its episodes").items():
+        if config["resume"] and config[name]:
+            fail(f"--resume goes on with a run, and --{name} {does}; drop one of the two")
     logs = config["tensorboard"] or config["wandb"]
     if "log_freq" in given and not logs:
         fail("--log_freq is for --tensorboard and --wandb; add one of them")

@@ -8,9 +8,9 @@
     python main.py --policy TD3 --record hopper/td3-v0                    (record all training episodes, see support/data.py)
     python main.py --policy BCQ --dataset hopper/td3-v0 --recurrent       (train from them alone)
 
-Writes to --results_dir, per run: RUN.csv (one line per evaluation episode), RUN.json (all flags, versions, commit) and,
-with --save_model, RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them. support/logger.py
-writes curves for TensorBoard and Weights & Biases.
+A run writes into --results_dir: RUN.csv (one line per evaluation episode) and RUN.json (all flags, versions, commit). With
+--save_model it also writes RUN.last.pt and RUN.best.pt, with --staleness RUN.staleness.csv. `python plot.py` draws them.
+support/logger.py writes curves for TensorBoard and Weights & Biases.
 """
 from support import console
 
@@ -179,7 +179,7 @@ class Updates:
 
     def __init__(self, agent, buffer, cfg):
         self.agent, self.cfg, self.step = agent, cfg, 0
-        self.checksum = zlib.crc32(buffer.rows.numpy())                # the data set's
+        self.checksum = zlib.crc32(buffer.rows.numpy())                # of the data set: a resumed run notices another one
 
     def __iter__(self):
         while self.step < self.cfg.max_timesteps:
@@ -296,18 +296,17 @@ def begin(run, checkpoints, steps, agent, buffer, listeners, config):
             set_state(agent, saved["agent"])
             set_state(buffer, saved["buffer"])
             steps.restore(saved["steps"], saved["step"])
-            generators = saved["random"]                               # a KeyError comes before a file is touched
-        listeners.begin(*(saved["step"], saved["listeners"]) if saved else ())
-        if saved:
+            generators = saved["random"]                               # read here: a KeyError must come before a file is touched
+            listeners.begin(saved["step"], saved["listeners"])
             set_random_state(generators)                               # last: until the next step nothing may draw from these
             print(f"going on from step {saved['step']:,}", flush=True)
     except CannotResume as error:
         fail(f"--resume: {error}; --overwrite starts it anew")
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
-        if not run.resume:
-            raise
         fail(f"--resume: the checkpoints in {checkpoints.folder} are of another version of this program; delete them, or "
              "--overwrite to start anew")
+    if not saved:
+        listeners.begin()
     if run.checkpoint_freq or run.keep_checkpoint:
         with checkpoints.if_possible():
             if run.record:
@@ -322,7 +321,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
     config: all flags as they were at the start; new: nothing was resumed, so the run begins with an evaluation
     """
     def evaluation():
-        with agent.as_evaluated():                                     # it is what a listener saves, too
+        with agent.as_evaluated():                                     # so that a listener saves the actor that is evaluated
             weight = largest(agent.state_dict())
             if not math.isfinite(weight):
                 raise Diverged({"the largest weight": weight})
@@ -353,7 +352,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
                     checkpoints.save_run(agent, buffer, steps, listeners, {**asdict(run), **asdict(cfg)}, config)
             if stop.signal and not last:
                 raise Stopped(stop.signal, bool(checkpoints.steps()))
-        if not due(run.eval_freq):                                     # after the checkpoint: a longer run has no evaluation here
+        if not due(run.eval_freq):                                     # after the checkpoint: a run made longer lacks this one
             evaluation()
 
 
@@ -361,28 +360,28 @@ def resume(checkpoints, run, agent, config):
     """The newest undamaged checkpoint of a run, its rows already in the buffer, or None. If the run has none at all, the longest
     run of the same flags but fewer --max_timesteps is made longer. Exits with 2 if that cannot be, or if flags differ.
     """
-    path, longer = checkpoints.folder.removesuffix(".checkpoint"), None
+    path, origin = checkpoints.folder.removesuffix(".checkpoint"), None
     try:
         saved = checkpoints.load()
         if saved is None and not os.path.exists(path + ".log"):        # sweep.py's log: a study's runs are never made longer
             shorter, paced = shorter_runs(run, agent), paced_by_the_end(config)
             kept = [other for other in shorter if Checkpoints(other, None).steps()]
             if shorter and (paced or not kept) and not os.path.exists(path + ".json"):
-                why = f"{paced} ended with it" if paced else \
-                    "it has kept no checkpoint, as with --keep_checkpoint it would"
+                why = f"with {paced} every step depends on --max_timesteps" if paced else \
+                    "it kept no checkpoint (a run with --keep_checkpoint keeps one)"
                 fail(f"--resume: {shorter[0]} cannot be made longer: {why}; without --resume this run starts from the beginning")
-            longer = kept[0] if kept and not paced else None
-            if longer:
-                with alone(longer, 0):
-                    saved = checkpoints.load_from(longer)
-                print(f"{longer} is made longer, and stays as it is", flush=True)
+            if kept and not paced:
+                origin = kept[0]
+                with alone(origin, 0):
+                    saved = checkpoints.load_from(origin)
+                print(f"{origin} is made longer, and stays as it is", flush=True)
     except ValueError as error:
         fail(f"--resume: {error}")
     if saved is None:
         print("no checkpoint of this run is there: it starts from the beginning", flush=True)
         return None
     for name, value in saved["config"].items():
-        if name not in HANDLING and config.get(name) != value and not (longer and name == "max_timesteps"):
+        if name not in HANDLING and config.get(name) != value and not (origin and name == "max_timesteps"):
             older = not config.keys() <= saved["config"].keys() | HANDLING      # then "the same" would be a run of another name
             fail(f"--resume: the run was started with {as_word(name, value)}" + (", by a version with other flags; choose another"
                  " --results_dir" if older else "; give the same") + ", or --overwrite to start anew")
@@ -404,7 +403,7 @@ def shorter_runs(run, agent):
             saved = read_info(path, check_saved)["config"]
             cfg = replace(agent.cfg, max_timesteps=saved["max_timesteps"])
             if cfg.max_timesteps < agent.cfg.max_timesteps and os.path.basename(path) == run_name(run, cfg, type(agent)):
-                check_same(path, saved, asdict(cfg))                   # it may be of before a default was changed
+                check_same(path, saved, asdict(cfg))                   # an older run of this name may have had other defaults
                 found[cfg.max_timesteps] = path
     return [found[steps] for steps in sorted(found, reverse=True)]
 

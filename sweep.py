@@ -20,15 +20,15 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
     seq_len = [1, 8, "full"]
 
 A study for `plot.py --study` has [[cases]], too, each with a name and flags: then every table of [[runs]] is an arm, and each
-case runs each arm (studies/memory.toml). A case can name arms that it does not run: `without` those that it cannot have,
-`identical` those that are known to be the common arm to the bit.
+case runs each arm (studies/memory.toml). A case can name arms that it does not run: `without` those that mean nothing there,
+`identical` those that are known to be the arm named "common", to the bit.
 
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
 `main.py ... --resume`, and its output goes to RUN.log beside its results. If its worker or node dies, the run goes on elsewhere
 from its last checkpoint, up to --retries times. If main.py itself gives up (bad input, NaN), the run has failed. Ctrl-C and
-SIGTERM let each run write a checkpoint. The same command then goes on with unfinished runs. It does so, too, after the death of
-a cluster's first node, which a sweep does not survive. On a cluster, code and results must lie on a file system that all nodes
-see at the same path.
+SIGTERM let each run write a checkpoint. The same command then goes on with unfinished runs. A sweep does not survive the
+death of a cluster's first node, and the same command goes on after that, too. On a cluster, code and results must lie on a file
+system that all nodes see at the same path.
 
 No two processes ever write the same run, even if a node that was given up lives on, or two sweeps have runs in common: main.py
 locks the run that it works at. Another process waits half a minute for the lock, and then fails. Locks need a file system that
@@ -438,8 +438,8 @@ def main(argv=None):
         if not args.dry_run:
             runs = read_study(args.study, place, imports=True)
     repeated = collections.Counter((arm, run.arms[0]) for run in runs for arm in run.arms[1:])
-    for (arm, other), count in repeated.items():
-        print(f"{arm}: {count} of its runs are runs of {other} too, and are run once", file=sys.stderr)
+    for (arm, other), times in repeated.items():
+        print(f"{arm}: {times} of its runs are runs of {other} too, and are run once", file=sys.stderr)
     if args.dry_run:
         for run in runs:
             print(shlex.join(["python", "main.py", *run.words]))
@@ -450,19 +450,19 @@ def main(argv=None):
         fail(f"--results_dir {folder} cannot be made: {error.strerror}; choose another")
     order = list(dict.fromkeys(run.arm for run in runs))
 
-    def table(run):
-        return os.path.join(folder, tables.name(run.case))
+    def table(case):
+        return os.path.join(folder, tables.name(case))
 
     def keep(run):
         if run.case:
             try:
-                tables.collect(table(run), run.arm, order, run.path, check_saved)
+                tables.collect(table(run.case), run.arm, order, run.path, check_saved)
             except (OSError, ValueError, SystemExit) as error:         # SystemExit: `alone` has said what is wrong
                 why = "" if isinstance(error, SystemExit) else f" ({getattr(error, 'strerror', None) or error})"
                 print(f"warning: the tables of {run.case} lack {os.path.basename(run.path)}, which keeps its own files until the "
                       f"same command is run again{why}", file=sys.stderr, flush=True)
     try:
-        collected = {case: tables.collected(path) for case, path in {run.case: table(run) for run in runs if run.case}.items()}
+        collected = {case: tables.collected(table(case)) for case in dict.fromkeys(run.case for run in runs if run.case)}
     except ValueError as error:
         fail(str(error))
     for run in runs:
@@ -483,7 +483,8 @@ def main(argv=None):
     console.something_to_keep()                                        # Ray's processes end with this one if it ends in order
     try:
         if any(run.state == "waiting" for run in runs):
-            signal = go(runs, Pool(args.address, args.cores or len(os.sched_getaffinity(0))), args.retries, display, keep)
+            here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()      # macOS lacks it
+            signal = go(runs, Pool(args.address, args.cores or here), args.retries, display, keep)
     except KeyboardInterrupt:                                          # while Ray starts, or at a second signal
         console.say_interrupted(": go on with the same command")
         sys.exit(130)

@@ -72,7 +72,7 @@ def unpack(path):
 
 # ---------------------------------------------------------------------- what things are made of
 
-class CannotResume(TypeError):
+class CannotResume(Exception):
     """A run cannot be resumed from a checkpoint. The text says why, in one line."""
 
 
@@ -314,18 +314,16 @@ class Checkpoints(Listener):
     def write(self, step, state):
         """Write a checkpoint. Raises OSError; earlier checkpoints can then still be used."""
         os.makedirs(self.folder, exist_ok=True)
+        written, size = self.written.copy(), self.size                 # offline both are empty
         if self.buffer is not None:
             index = self.rows_to_write()
             rows = {"index": torch.from_numpy(index), "rows": self.buffer.rows[index], "hidden": self.buffer.hidden[index]}
             write_file(self.name(step, "rows"), pack(rows))
-            written = self.written.copy()
-            written[index] = step
-            files = [int(s) for s in np.unique(written) if s]
-        else:
-            files = []
+            written[index], size = step, {**size, step: len(index)}
+        files = [int(s) for s in np.unique(written) if s]
         write_file(self.name(step, "state"), pack({**state, "files": files}))
-        if self.buffer is not None:                                    # these rows count as written only now
-            self.written, self.size = written, {**self.size, step: len(index)}
+        self.written, self.size = written, size                        # these rows count as written only now
+        if self.buffer is not None:
             self.buffer.changed[:] = False
         self.clean(files)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from support.system import Failed, regular
+from support.system import Failed, can_be_made, regular
 
 NUMBERS, WHOLE = "biuf", "biu"                                         # kinds of NumPy's types
 EXAMPLE = "such as hopper/td3-v0: letters, digits, - and _, in folders if you like, and a version at the end"
@@ -76,7 +76,7 @@ def find(flag, name):
 
 def check_free(name):
     """Raises ValueError, with one line, if no data set of that name can be written. Writes nothing."""
-    path = parent = find("record", name)
+    path = find("record", name)
     if os.path.lexists(path):
         raise ValueError(f"--record: there is a data set '{name}' already; choose another name or version, or delete it "
                          f"(minari delete {name})")
@@ -85,9 +85,7 @@ def check_free(name):
         if os.path.isfile(os.path.join(inside, "data", "metadata.json")):
             raise ValueError(f"--record: {inside} is a data set itself, and '{name}' would lie inside it; choose another name")
         inside = os.path.dirname(inside)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent) or "."
-    if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
+    if not can_be_made(path):
         raise ValueError(f"--record: {path} cannot be written; set MINARI_DATASETS_PATH to another folder")
 
 

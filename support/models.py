@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import torch
 
-from support.system import Listener, keep_going, optional, regular, write_file
+from support.system import Listener, can_be_made, keep_going, optional, regular, write_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PRIVATE = {"results_dir", "load_model", "device", "buffer_on_device"}
@@ -52,7 +52,7 @@ def read_model_file(path):
         checked = io.BytesIO()
         with zipfile.ZipFile(path) as parts, zipfile.ZipFile(checked, "w") as again:
             if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path):
-                raise ValueError("it is compressed, which Torch's are not, and could be of any size")
+                raise ValueError                                       # compressed, as Torch's files never are: of any size
             for part in parts.infolist():
                 again.writestr(part.filename, parts.read(part))
         checked.seek(0)
@@ -122,10 +122,7 @@ def check_free(folder, overwrite):
         raise ValueError(f"--export: '{folder}' is a file; choose another name")
     if os.path.isdir(folder) and os.listdir(folder) and not overwrite:
         raise ValueError(f"--export: '{folder}' is not empty; add --overwrite to replace the model in it, or choose another name")
-    parent = os.path.abspath(folder)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
+    if not can_be_made(folder):
         raise ValueError(f"--export: '{folder}' cannot be written; choose another name")
 
 

@@ -110,8 +110,8 @@ def keep_going(what):
 
 @contextlib.contextmanager
 def alone(path, patience):
-    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds. In
-    that time one that was told to stop can finish its step. The operating system frees the lock of a process that dies."""
+    """Within it, no other process works at the run of this path. Exits with 2 if one still does after `patience` seconds. A
+    process that was told to stop can finish its step in that time. The operating system frees the lock of a process that dies."""
     lock = FileLock(path + ".lock")
     try:
         lock.acquire(timeout=patience)
@@ -130,13 +130,21 @@ def alone(path, patience):
             lock.release()
 
 
+def can_be_made(path):
+    """Could a file or a folder be made there? Writes nothing."""
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return os.path.isdir(path) and os.access(path, os.W_OK)
+
+
 def events_folder(path):
     """The folder of a run's event files. path: the run's results, without an ending"""
     return os.path.join(os.path.dirname(path), "tensorboard", os.path.basename(path))
 
 
 class Listener:
-    """A part of the program that is told how a run goes. The loop in main.py knows no listener by name."""
+    """A part of the program that is told how a run goes. The loop in main.py knows only the checkpoints by name."""
     key = ""                                # the name of its state in a checkpoint
 
     def begin(self, step, saved):
@@ -149,7 +157,7 @@ class Listener:
         """The agent has trained. losses: a dictionary of numbers or tensors"""
 
     def stepped(self, step):
-        """Every environment has taken a step. step: their number over all environments"""
+        """Every environment has taken a step; offline: an update was made. step: how many there have been in all"""
 
     def evaluated(self, step, returns, lengths):
         """The agent has been evaluated: lists of the episodes' returns and lengths."""
@@ -162,7 +170,7 @@ class Listener:
 
 
 class Listeners:
-    """Tells several listeners, in order. None in place of one is skipped."""
+    """Tells several listeners, in order. Those that are None are left out."""
 
     def __init__(self, *listeners):
         self.all = [listener for listener in listeners if listener]

@@ -755,10 +755,10 @@ def test_a_run_made_longer_is_the_long_run(words, tmp_path, request):
 
 @pytest.mark.parametrize("words,kept,says", [
     (f"{PLAIN} {EVEN}", "--no-keep_checkpoint",
-     "cannot be made longer: it has kept no checkpoint, as with --keep_checkpoint it would"),
-    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "cannot be made longer: --lr_decay ended with it"),
-    (f"{PLAIN} --no-lr_decay", "--keep_checkpoint", "cannot be made longer: --horizon_growth ended with it"),
-    (PLAIN, "--keep_checkpoint", "--lr_decay and --horizon_growth ended with it"),
+     "cannot be made longer: it kept no checkpoint (a run with --keep_checkpoint keeps one)"),
+    ("--policy PPO --env CartPole-v1", "--keep_checkpoint", "cannot be made longer: with --lr_decay every step depends"),
+    (f"{PLAIN} --no-lr_decay", "--keep_checkpoint", "cannot be made longer: with --horizon_growth every step depends"),
+    (PLAIN, "--keep_checkpoint", "with --lr_decay and --horizon_growth every step depends"),
 ])
 def test_a_run_that_cannot_be_made_longer(words, kept, says, tmp_path, refused):
     """It is said in one line and nothing is touched. A sweep's run, which has a log, is a run of its own."""
