@@ -208,10 +208,11 @@ class Buffer:
     # ------------------------------------------------------------------ reading
 
     def sample(self, batch_size, seq_len=1, burn_in=0):
-        """Draw windows until they hold at least `batch_size` real steps. Every stored step is equally likely.
+        """Draw windows until they hold at least `batch_size` real steps.
 
-        Drawing stops at a count of steps, so that updates are equally large whatever the episodes' lengths are. Steps stay
-        equally likely (Wald's identity), since windows are independent and the stop looks at no later one.
+        Every stored step is equally likely, in PrioritisedBuffer by priority. Drawing stops at a count of steps, so that updates
+        are equally large whatever the episodes' lengths are. Steps stay equally likely (Wald's identity), since windows are
+        independent and the stop looks at no later one.
 
         Args:
             batch_size: steps to be trained on, padding not counted

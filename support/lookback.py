@@ -13,7 +13,7 @@ import os
 import numpy as np
 import torch
 
-from support.system import fail, write_file
+from support.system import fail, nearest, write_file
 
 SAMPLES = 50                                                           # steps of an episode at which --lookback measures
 
@@ -166,10 +166,7 @@ def check_free(run):
         path = file_of(run, kind)
         if getattr(run, kind) and os.path.lexists(path) and not run.overwrite:
             raise ValueError(f"--{kind}: {path} exists; add --overwrite to replace it, or choose another --results_dir")
-    folder = os.path.abspath(run.results_dir)
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    trial = os.path.join(folder, os.path.basename(path) + ".new")      # of the longer of the two names
+    trial = os.path.join(nearest(run.results_dir), os.path.basename(path) + ".new")      # of the longer of the two names
     try:
         write_file(trial, b"")
         os.remove(trial)

@@ -130,12 +130,17 @@ def alone(path, patience):
             lock.release()
 
 
-def can_be_made(path):
-    """Could a file or a folder be made there? Writes nothing."""
+def nearest(path):
+    """The path itself if it exists, else the nearest one above it that does."""
     path = os.path.abspath(path)
     while not os.path.lexists(path):
         path = os.path.dirname(path)
-    return os.path.isdir(path) and os.access(path, os.W_OK)
+    return path
+
+
+def can_be_made(path):
+    """Could a file or a folder be made there? Writes nothing."""
+    return os.path.isdir(nearest(path)) and os.access(nearest(path), os.W_OK)
 
 
 def events_folder(path):
