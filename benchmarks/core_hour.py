@@ -1,6 +1,7 @@
 """What a core-hour buys: return against core-minutes on the hopper with positions only, here and with sb3-contrib.
 
-    python benchmarks/core_hour.py PPO --seed 0             this project: PPO, TD3, SAC, and other flags of main.py's
+    python benchmarks/core_hour.py PPO --seed 0             this project's PPO
+    python benchmarks/core_hour.py TD3 --until 50000        what TD3 or SAC costs; their returns are those of results/reference/
     python benchmarks/core_hour.py zoo --seed 0             sb3-contrib's RecurrentPPO with rl-zoo's flags for the hopper
     python benchmarks/core_hour.py same --seed 0            RecurrentPPO with the flags of this project's PPO
     python benchmarks/core_hour.py draw                     the figure and the table of all that has been run
@@ -8,7 +9,8 @@
 Writes benchmarks/core_hour/NAME_seed=N.csv, a row per evaluation: step, core_minutes, return. Core-minutes are CPU time of
 training, acting and the environment; evaluations do not count. Each evaluation has ten episodes, with the same starts for all. A
 run ends when its last three evaluations are all above 2,000, after its steps, or after 60 core-minutes, whichever comes first.
-Decided before the first run: seeds 0 to 2, all flags as they are here.
+Decided before the first run: seeds 0 to 2, all flags as they are here. Decided later: the committed runs of TD3 and SAC are the
+same trainings, so only the first 50,000 steps are run again, for their time. Later steps take as long as the last 30,000.
 """
 import argparse
 import csv
@@ -29,7 +31,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 import main  # noqa: E402
 from support import drawing  # noqa: E402
-from support.results import commit, processor, versions  # noqa: E402
+from support.results import commit, mean_returns, processor, versions  # noqa: E402
 from support.words import ALGORITHMS  # noqa: E402
 
 ENV, OBSERVE, ENOUGH, MINUTES = "HopperBulletEnv-v0", "positions", 2000, 60
@@ -40,13 +42,14 @@ COLOURS = {**ALGORITHMS, "zoo": "#d55e00", "same": "#e69f00"}
 
 
 class Enough(Exception):
-    """The last three evaluations are all above ENOUGH, or the time is up."""
+    """The last three evaluations are all above ENOUGH, or the time is up, or the steps that were asked for are done."""
 
 
 class Curve:
     """Keeps and writes the evaluations of one training, and how long it had trained before each."""
 
-    def __init__(self, name, seed):
+    def __init__(self, name, seed, until=None):
+        self.until = until or float("inf")                             # steps
         os.makedirs(os.path.join(HERE, "core_hour"), exist_ok=True)
         self.path, self.rows = os.path.join(HERE, "core_hour", f"{name}_seed={seed}.csv"), []
         self.trained, self.since = 0.0, time.process_time()            # CPU seconds
@@ -63,13 +66,14 @@ class Curve:
         with open(self.path, "w", newline="") as file:
             file.write(f"# {self.head}\n")
             csv.writer(file, lineterminator="\n").writerows([("step", "core_minutes", "return"), *self.rows])
-        if len(self.rows) > 2 and min(float(row[2]) for row in self.rows[-3:]) > ENOUGH or self.trained > 60 * MINUTES:
+        reached = len(self.rows) > 2 and min(float(row[2]) for row in self.rows[-3:]) > ENOUGH
+        if reached or self.trained > 60 * MINUTES or step >= self.until:
             raise Enough
 
 
-def ours(policy, seed, others):
+def ours(policy, seed, until):
     """A training by main.py, whose evaluations stop the clock."""
-    curve, evaluate = Curve(policy, seed), main.evaluate
+    curve, evaluate = Curve(policy, seed, until), main.evaluate
 
     def stop_the_clock(agent, *args, **options):
         curve.pause()
@@ -80,10 +84,10 @@ def ours(policy, seed, others):
     main.evaluate = stop_the_clock
     with tempfile.TemporaryDirectory() as folder:
         main.run(f"--policy {policy} --env {ENV} --observe {OBSERVE} --recurrent --seed {seed} --max_timesteps {STEPS[policy]} "
-                 f"--eval_freq 10000 --checkpoint_freq 0 --results_dir {folder}".split() + others)
+                 f"--eval_freq 10000 --checkpoint_freq 0 --results_dir {folder}".split())
 
 
-def theirs(name, seed):
+def theirs(name, seed, until):
     """A training by sb3-contrib's RecurrentPPO, evaluated in an environment of its own."""
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -106,7 +110,7 @@ def theirs(name, seed):
                      max_grad_norm=cfg.max_grad_norm)
     network["activation_fn"] = torch.nn.ReLU
     model = RecurrentPPO("MlpLstmPolicy", envs, gamma=gamma, seed=seed, device="cpu", policy_kwargs=network, **flags)
-    curve, env = Curve(name, seed), main.make_env(ENV, observe=OBSERVE)
+    curve, env = Curve(name, seed, until), main.make_env(ENV, observe=OBSERVE)
 
     class Evaluate(BaseCallback):
         """Evaluates every 10,000 steps, as `ours` does."""
@@ -141,17 +145,35 @@ def reached(curve, bound):
     return curve.core_minutes[stays].min()
 
 
+def curves(name):
+    """The curves of a contender, one per seed: step, core_minutes, return."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(HERE), "core_hour", f"{name}_seed=*.csv")))
+    found = [pd.read_csv(path, comment="#") for path in paths]
+    if name not in ("TD3", "SAC") or not found:
+        return found
+    clock = found[0].set_index("step").core_minutes                    # of the first 50,000 steps
+    pace = (clock[50_000] - clock[20_000]) / 30_000                    # core-minutes a step, after the random first ones
+    committed = (os.path.join(os.path.dirname(HERE), "results", "reference", f"{ENV}_{name}_lstm_observe={OBSERVE}_seed={seed}")
+                 for seed in (0, 1, 2))
+    found = []
+    for path in committed:
+        if os.path.exists(path + ".csv"):
+            returns = {step: value for step, value in mean_returns(path).items() if step >= 20_000 and step % 10_000 == 0}
+            minutes = [clock[20_000] + pace * (step - 20_000) for step in returns]
+            found.append(pd.DataFrame({"step": list(returns), "core_minutes": minutes, "return": list(returns.values())}))
+    return found
+
+
 def draw():
     """A thin line per seed, and its core-minutes until it stays at 1000, 1500 and 2000."""
     with matplotlib.style.context(drawing.STYLE):
         fig = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
         ax = fig.subplots()
         for name, label in NAMES.items():
-            for k, path in enumerate(sorted(glob.glob(os.path.join(glob.escape(HERE), "core_hour", f"{name}_seed=*.csv")))):
-                curve = pd.read_csv(path, comment="#")
+            for k, curve in enumerate(curves(name)):
                 ax.plot(curve.core_minutes, curve["return"], color=COLOURS[name], lw=1.2, alpha=0.9, label=None if k else label)
                 minutes = [f"{reached(curve, bound):.1f}" for bound in (1000, 1500, 2000)]
-                print(f"{os.path.basename(path)[:-4]:16} minutes to 1000, 1500, 2000: {', '.join(minutes)}; "
+                print(f"{name} {k}: minutes to 1000, 1500, 2000: {', '.join(minutes)}; "
                       f"{curve.step.iloc[-1]} steps in {curve.core_minutes.iloc[-1]:.1f}")
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(0, MINUTES * 1.05)
@@ -168,13 +190,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=[*STEPS, "draw"])
     parser.add_argument("--seed", type=int, default=0)
-    args, others = parser.parse_known_args()
+    parser.add_argument("--until", type=int, help="end after this many steps")
+    args = parser.parse_args()
     try:
         if args.name == "draw":
             draw()
         elif args.name in ("zoo", "same"):
-            theirs(args.name, args.seed)
+            theirs(args.name, args.seed, args.until)
         else:
-            ours(args.name, args.seed, others)
+            ours(args.name, args.seed, args.until)
     except Enough:
         print("enough")
