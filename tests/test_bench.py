@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(HERE, "benchmarks"))
 
 import bench  # noqa: E402
+import core_hour  # noqa: E402
 
 SMALL = "--hidden_size 8 --batch_size 20"
 RECURRENT = "--recurrent --core_size 4"
@@ -66,3 +68,22 @@ def test_bad_arguments_are_one_line(words, message):
     result = subprocess.run([sys.executable, os.path.join(HERE, "benchmarks", "bench.py"), *words.split()],
                             capture_output=True, text=True)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_bound_counts_when_three_evaluations_stay_at_it():
+    curve = pd.DataFrame({"core_minutes": [0., 1, 2, 3, 4, 5], "return": [0, 1500, 400, 1500, 1600, 1500]})
+    assert core_hour.reached(curve, 1500) == 3
+    assert pd.isna(core_hour.reached(curve, 1501))
+
+
+def test_a_committed_run_is_put_on_the_clock_of_its_measured_start(monkeypatch):
+    """20,000 steps take 2 minutes, every later 10,000 take 3: 300,000 take 2 + 28 * 3."""
+    start = pd.DataFrame({"step": [0, 10_000, 20_000, 30_000, 40_000, 50_000], "core_minutes": [0., 1, 2, 5, 8, 11]})
+    monkeypatch.setattr(core_hour.glob, "glob", lambda pattern: ["TD3_seed=0.csv"])
+    monkeypatch.setattr(core_hour.pd, "read_csv", lambda path, comment: start)
+    curves = core_hour.curves("TD3")
+    assert len(curves) == 3
+    assert curves[0].step.tolist() == list(range(20_000, 310_000, 10_000))
+    assert curves[0].core_minutes.iloc[-1] == pytest.approx(2 + 28 * 3)
+    assert curves[0]["return"].iloc[0] == pytest.approx(core_hour.mean_returns(os.path.join(
+        HERE, "results", "reference", "HopperBulletEnv-v0_TD3_lstm_observe=positions_seed=0"))[20_000])
