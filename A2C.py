@@ -10,9 +10,9 @@ Deliberate differences from the paper and common implementations:
 2. Advantages are GAE's; --gae_lambda 1 is the paper's: returns until the rollout's end, then the value.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. Both losses are in units of a running scale of returns, so that one learning rate suits returns of 1 and of 1000.
-5. The spread of the Gaussian policy does not depend on the state.
+5. The spread of the Gaussian policy does not depend on the state. The policy's last layer begins near zero.
 6. Adam instead of RMSProp. Each network's gradient is clipped by itself.
-7. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus, see HyperParameters.
+7. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus.
 8. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full).
 """
 from dataclasses import dataclass
@@ -89,7 +89,8 @@ class A2C(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim); the environment clips it
+        # (N, action_dim). The environment clips it: log_prob has to be of what was sampled
+        return (policy.sample() if explore else policy.mode).cpu().numpy()
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, 1)
@@ -111,7 +112,7 @@ class A2C(Agent):
         history = rollout.history                                               # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-        hidden_actor = self.start_hidden(rollout, self.actor)                   # (B, hidden_dim)
+        hidden_actor = self.start_hidden(rollout, self.actor)                   # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(rollout, self.critic)
 
         # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states

@@ -20,8 +20,9 @@ Deliberate differences from the paper and its reference code:
    real steps, never padding. The actor's loss needs no gradient through the critic's core.
 4. As in the authors' code, the perturbation has a target and the generative model has none. Nor has the actor's core: next
    actions come from their current weights.
-5. When acting, the candidates come from one set of latents, drawn once and saved with the model, not from new ones at each
-   step. So the policy is a function of the history, and an evaluation can be repeated. There is no exploration.
+5. When acting, the candidates (100, as in the authors' code) come from one set of latents, drawn once and saved with the
+   model, not from new ones at each step. So the policy is a function of the history, and an evaluation can be repeated.
+   There is no exploration.
 6. Discount and learning rates are set for PyBullet's hopper, see HyperParameters; one size for all networks.
 """
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class HyperParameters(MemoryFlags):
     # Data
     dataset: str = flag("", "name of the data set to train from, as Minari lists it; --record makes one")
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
-    # Learning. Discount, lr and tau are TD3's
+    # Learning. Discount and lr are those that TD3 begins with, and stay. tau is TD3's
     lr: float = flag(6e-4, "learning rate of generative model, perturbation and critic")
     lr_decay: bool = flag(False, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma", high=1)
@@ -82,7 +83,7 @@ class Actor(nn.Module):
     def encode(self, features, action):
         """Mean and logarithm of the standard deviation of an action's latent, (N, latent_dim) each."""
         mean, log_std = self.encoder(torch.cat([features, action], -1))[0].chunk(2, -1)
-        return mean, log_std.clamp(-4, 15)
+        return mean, log_std.clamp(-4, 15)                                      # bounds keep exp finite, and above zero
 
     def decode(self, features, latent):
         return torch.tanh(self.decoder(torch.cat([features, latent], -1))[0])   # (N, action_dim)
@@ -150,7 +151,7 @@ class BCQ(Agent):
         N, history = batch.steps, batch.history                                 # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-        hidden_actor = self.start_hidden(batch, actor)                          # (B, hidden_dim)
+        hidden_actor = self.start_hidden(batch, actor)                          # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
@@ -169,10 +170,10 @@ class BCQ(Agent):
         with torch.no_grad():
             # Unroll the updated actor and the target critic over all L + 1 rows
             actor_features, _ = actor.core(history, hidden_actor)               # (B, L + 1, features)
-            critic_features, _ = self.critic_target.core(history, target_hidden_critic)
+            target_critic_features, _ = self.critic_target.core(history, target_hidden_critic)
             # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
             next_actor_features = batch.pick(actor_features[:, 1:]).repeat(n, 1)        # (n * N, features)
-            next_critic_features = batch.pick(critic_features[:, 1:]).repeat(n, 1)
+            next_critic_features = batch.pick(target_critic_features[:, 1:]).repeat(n, 1)
 
             # Generate n next actions, and perturb them by the target perturbation
             next_action = actor.decode(next_actor_features, actor.draw_latent(n * N))   # (n * N, action_dim)

@@ -12,7 +12,8 @@ Deliberate differences from the paper and common implementations:
    probability ratio begins at 1. With zero it may not: training then starts from another memory than acting did.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
-5. Networks are ReLUs of 256 units (paper: tanh, 64), and the learning rates fall to zero (paper: only on Atari).
+5. Networks are ReLUs of 256 units (paper: tanh, 64), the policy's last layer begins near zero, minibatches have 256 steps
+   (paper: 64), and the learning rates fall to zero (paper: only on Atari).
 6. Advantages are normalised over the whole rollout, and each network's gradient is clipped. The paper has neither.
 7. The critic's loss is not clipped. Nor is the paper's, but many implementations clip it.
 """
@@ -97,7 +98,8 @@ class PPO(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim); the environment clips it
+        # (N, action_dim). The environment clips it: log_prob has to be of what was sampled
+        return (policy.sample() if explore else policy.mode).cpu().numpy()
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, 1)
@@ -126,7 +128,7 @@ class PPO(Agent):
             old_log_prob = self.actor.head(rollout.pick(actor_features)).log_prob(rollout.action)[:, None]      # (N, 1)
 
             # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states
-            hidden_critic = self.start_hidden(rollout, self.critic)             # (B, hidden_dim)
+            hidden_critic = self.start_hidden(rollout, self.critic)             # (B, core's hidden_dim)
             critic_features, _ = self.critic.core(history, hidden_critic)       # (B, L + 1, features)
             value = self.critic.head(rollout.pick(critic_features[:, :-1])) * self.return_scale         # (N, 1)
             next_value = self.critic.head(rollout.pick(critic_features[:, 1:])) * self.return_scale     # (N, 1)
@@ -136,14 +138,14 @@ class PPO(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Divide returns by a running mean of their size, and normalise advantages
+        # Move the running mean of the returns' size, by which they are divided, and normalise advantages
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage, target_value = (torch.as_tensor(x).to(value)[:, None] for x in (advantage, returns / self.return_scale))
 
         critic_losses, actor_losses = [], []
         B = len(history)
-        minibatches = min(B, max(1, rollout.steps // cfg.batch_size))
+        minibatches = min(B, max(1, rollout.steps // cfg.batch_size))           # none is empty
         for _ in range(cfg.epochs):
             for windows in np.array_split(self.rng.permutation(B), minibatches):
                 # Take a random part of the windows, whole, so that a core reads steps in order. `chosen` (n,): which of N steps
@@ -151,7 +153,7 @@ class PPO(Agent):
                 history = batch.history                                         # (b, L + 1, row)
 
                 # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-                hidden_actor = self.start_hidden(batch, self.actor)             # (b, hidden_dim)
+                hidden_actor = self.start_hidden(batch, self.actor)             # (b, core's hidden_dim)
                 hidden_critic = self.start_hidden(batch, self.critic)
 
                 # Get the current values

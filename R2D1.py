@@ -19,7 +19,7 @@ Deliberate differences from the paper:
 4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
 5. Its one network is actor and critic at once: it acts by its own Q-values. It is small.
 6. Set for small tasks, see HyperParameters: windows of 32 steps after a burn-in of 16 (paper: 80 after 40), discount 0.99
-   (0.997), a target network copied every 200 updates (2500).
+   (0.997), a learning rate of 1e-3 (1e-4), a target network copied every 200 updates (2500).
 """
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class HyperParameters(MemoryFlags):
     expl_timesteps: int = flag(10_000, "steps over which that rate falls from 1 to expl_rate")
     # Replay
     batch_size: int = flag(256, "steps trained on per update, at least: whole windows are drawn until they hold as many")
-    replay_ratio: float = flag(64, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
+    replay_ratio: float = flag(64, "steps trained on per step taken: about one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     # Learning
     lr: float = flag(1e-3, "learning rate")
@@ -155,13 +155,13 @@ class R2D1(Agent):
         history = batch.history                                                 # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-        hidden = self.start_hidden(batch, self.critic)                          # (B, hidden_dim)
+        hidden = self.start_hidden(batch, self.critic)                          # (B, core's hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 
         # Pick the real rows: a window of l steps has l states and one after them, so there are N + B in all
         length = batch.mask.sum(1)                                              # (B,)
-        window = torch.arange(len(length), device=self.device).repeat_interleave(length)        # (N,): whose step it is
-        real_rows = torch.arange(history.shape[1], device=self.device) <= length[:, None]       # (B, L + 1)
+        window = batch.mask.nonzero()[:, 0]                                     # (N,): whose step it is
+        real_rows = torch.cat([batch.mask[:, :1], batch.mask], 1)               # (B, L + 1): the first, and a row after each step
 
         # Unroll the critic over all L + 1 rows
         features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)

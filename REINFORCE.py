@@ -12,7 +12,8 @@ Deliberate differences from the paper:
 3. An update waits for whole episodes that hold `batch_size` steps together, and averages over steps, not episodes.
 4. With a baseline a time limit is no termination: the return goes on with the value of the true last observation. Without one
    it ends there.
-5. Returns are divided by a running scale, so that one learning rate suits returns of 1 and of 1000. Adam, not plain ascent.
+5. Returns are divided by a running scale, so that one learning rate suits returns of 1 and of 1000. Adam, not plain ascent,
+   with learning rates that fall to zero. The policy's last layer begins near zero.
 """
 from dataclasses import dataclass
 
@@ -98,10 +99,9 @@ def returns_to_go(reward, end, value_after, discount):
     Returns:
         returns (N,)
     """
-    returns, following = np.empty(len(reward), np.float64), 0.0
+    returns, following = np.empty(len(reward)), 0.0
     for t in reversed(range(len(reward))):
-        following = reward[t] + discount * (value_after[t] if end[t] else following)
-        returns[t] = following
+        returns[t] = following = reward[t] + discount * (value_after[t] if end[t] else following)
     return returns
 
 
@@ -117,7 +117,8 @@ class REINFORCE(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        return (policy.sample() if explore else policy.mode).cpu().numpy()      # (N, action_dim); the environment clips it
+        # (N, action_dim). The environment clips it: log_prob has to be of what was sampled
+        return (policy.sample() if explore else policy.mode).cpu().numpy()
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, 1)
@@ -139,7 +140,7 @@ class REINFORCE(Agent):
         history = batch.history                                                 # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
+        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
 
         # Unroll the critic over all L + 1 rows: rows 0 to L - 1 are the steps' states, rows 1 to L their next states

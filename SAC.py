@@ -7,11 +7,11 @@ Deliberate differences from the paper and its reference code:
 1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    the update is the textbook's. The twin Q-heads share one critic core, and the action joins after it, in the heads.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
-   `replay_ratio` count real steps, never padding: with memory and without, an update learns from as many steps.
+   `replay_ratio` count real steps, never padding: with memory and without, a run learns from as many steps.
 3. The actor's loss needs no gradient through the critic's core: it has not read the action that the actor now chooses.
 4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
 5. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
-   `--no-lr_decay --horizon_growth 1 --average 0` turns the three off.
+   `--no-lr_decay --horizon_growth 1 --average 0` turns the three off. They are in agent.py, and main.py calls them.
 6. Batch size, discount, learning rates and warm-up are TD3's here, see HyperParameters.
 
 Lines marked `# TD3:` came to SAC from TD3.
@@ -36,7 +36,7 @@ class HyperParameters(MemoryFlags):
     start_timesteps: int = flag(5_000, "steps of random actions before training", low=0)
     # Replay. One small update per step learned faster on the hopper than fewer, larger ones of the same cost in all
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
-    replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
+    replay_ratio: float = flag(128, "steps trained on per step taken: about one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still for the alive bonus.
     # With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So it rises to 0.995
@@ -68,7 +68,7 @@ class Actor(nn.Module):
     def head(self, features):
         """Mean and logarithm of the standard deviation before the tanh, (N, action_dim) each."""
         mean, log_std = self.mlp(features)[0].chunk(2, -1)
-        return mean, log_std.clamp(-20, 2)
+        return mean, log_std.clamp(-20, 2)                                      # bounds keep exp finite, and above zero
 
     def sample(self, features):
         """An action (N, action_dim) and its log-probability (N, 1). Gradients pass through both."""
@@ -105,6 +105,7 @@ class SAC(Agent):
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.init_alpha), device=device))
+        # initial_lr: for --lr_decay
         self.alpha_optimizer = torch.optim.Adam([{"params": [self.log_alpha], "initial_lr": cfg.lr}], cfg.lr)
         self.target_entropy = -spec.action_dim if cfg.target_entropy is None else cfg.target_entropy
 
@@ -125,7 +126,7 @@ class SAC(Agent):
         history = batch.history                                                 # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
+        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
@@ -134,10 +135,10 @@ class SAC(Agent):
 
         with torch.no_grad():
             # Unroll the target over all L + 1 rows: to value the next state a core must have read the rows before it
-            critic_features, _ = self.critic_target.core(history, target_hidden_critic)
+            target_critic_features, _ = self.critic_target.core(history, target_hidden_critic)
             # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
             next_actor_features = batch.pick(actor_features[:, 1:])             # (N, features)
-            next_critic_features = batch.pick(critic_features[:, 1:])
+            next_critic_features = batch.pick(target_critic_features[:, 1:])
 
             # Select the next action by the policy as it is now
             next_action, next_log_prob = self.actor.sample(next_actor_features)     # (N, action_dim), (N, 1)
@@ -159,8 +160,8 @@ class SAC(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss, with the updated critic's features. They need no gradient: the critic's core has read the past,
-        # which the actor's new action does not change
+        # Compute the actor loss, with the updated critic's features, from the start memory above. They need no gradient: the
+        # critic's core has read the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         action, log_prob = self.actor.sample(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)

@@ -7,10 +7,10 @@ Deliberate differences from the paper and its reference code:
 1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
    the update is the textbook's. The twin Q-heads share one critic core, and the action joins after it, in the heads.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
-   `replay_ratio` count real steps, never padding: with memory and without, an update learns from as many steps.
+   `replay_ratio` count real steps, never padding: with memory and without, a run learns from as many steps.
 3. The actor's loss needs no gradient through the critic's core: it has not read the action that the actor now chooses.
 4. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
-   `--no-lr_decay --horizon_growth 1 --average 0` turns the three off.
+   `--no-lr_decay --horizon_growth 1 --average 0` turns the three off. They are in agent.py, and main.py calls them.
 5. Batch size, discount, learning rates and warm-up are set for PyBullet's hopper, see HyperParameters.
 
 Lines marked `# TD3:` are what TD3 adds to DDPG: `diff DDPG.py TD3.py` is the algorithm.
@@ -34,7 +34,7 @@ class HyperParameters(MemoryFlags):
     expl_noise: float = flag(0.1, "standard deviation of the exploration noise")
     # Replay. One small update per step learned faster on the hopper than fewer, larger ones of the same cost in all
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
-    replay_ratio: float = flag(128, "stored steps trained on per step taken: one update every batch_size / replay_ratio steps")
+    replay_ratio: float = flag(128, "steps trained on per step taken: about one update every batch_size / replay_ratio steps")
     memory_size: int = flag(1_000_000, "rows the replay buffer holds: one for each step, one more for each episode")
     # Learning, set for PyBullet's hopper. With a discount of 0.99 from the start it learns to stand still for the alive bonus.
     # With 0.98 to the end a fast hop that falls can be worth as much as a slower one that does not. So it rises to 0.995
@@ -111,18 +111,17 @@ class TD3(Agent):
         history = batch.history                                                 # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
-        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, hidden_dim)
-        hidden_critic = self.start_hidden(batch, self.critic)
+        hidden_critic = self.start_hidden(batch, self.critic)                   # (B, core's hidden_dim)
         target_hidden_actor = self.start_hidden(batch, self.actor_target)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
 
         with torch.no_grad():
             # Unroll the targets over all L + 1 rows: to value the next state a core must have read the rows before it
-            actor_features, _ = self.actor_target.core(history, target_hidden_actor)    # (B, L + 1, features)
-            critic_features, _ = self.critic_target.core(history, target_hidden_critic)
+            target_actor_features, _ = self.actor_target.core(history, target_hidden_actor)     # (B, L + 1, features)
+            target_critic_features, _ = self.critic_target.core(history, target_hidden_critic)
             # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
-            next_actor_features = batch.pick(actor_features[:, 1:])             # (N, features)
-            next_critic_features = batch.pick(critic_features[:, 1:])
+            next_actor_features = batch.pick(target_actor_features[:, 1:])      # (N, features)
+            next_critic_features = batch.pick(target_critic_features[:, 1:])
 
             # Select the next action by the target policy
             next_action = self.actor_target.head(next_actor_features)           # (N, action_dim)
@@ -150,10 +149,11 @@ class TD3(Agent):
             self.refresh_hidden(buffer, batch)                                  # TD3: delayed policy updates
             return {"critic_loss": critic_loss.detach()}                        # TD3: delayed policy updates
 
-        # Compute the actor loss, with the updated critic's features. They need no gradient: the critic's core has read the past,
-        # which the actor's new action does not change
+        # Compute the actor loss, with the updated critic's features, from the start memory above. They need no gradient: the
+        # critic's core has read the past, which the actor's new action does not change
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
+        hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         actor_features, _ = self.actor.core(history[:, :-1], hidden_actor)      # (B, L, features)
         action = self.actor.head(batch.pick(actor_features))                    # (N, action_dim)
         actor_loss = -self.critic.Q1(batch.pick(critic_features), action).mean()    # TD3: the first twin

@@ -132,7 +132,7 @@ class Agent:
         self.targets = []                   # (network, its target)
         self.rng = np.random.default_rng(seed)
         self.steps, self.steps_trained = 0, 0           # steps taken in the environment; stored steps trained on
-        self.averaged = 0                               # updates in the actor's average
+        self.averaged = 0                               # updates so far, the pace of the actor's average
         self.return_scale = 1.0                         # what a learned value of 1 is worth in rewards
         # While acting, the critic's memory is advanced only if windows start from it
         self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
@@ -247,7 +247,10 @@ class Agent:
         return batch
 
     def decay_lr(self):
-        """Before an update. --lr_decay: set each learning rate to its initial one times the share of the run that is left."""
+        """Before an update. --lr_decay: set each learning rate to its initial one times the share of the run that is left.
+
+        The share is of the steps after those just taken, so it is 0 for an update at the run's last step.
+        """
         if self.cfg.lr_decay:
             remaining = max(0, 1 - self.steps / self.cfg.max_timesteps)
             for optimizer in vars(self).values():
@@ -306,6 +309,6 @@ class Agent:
             target.load_state_dict(network.state_dict())
         for name in self.numbers:
             if torch.is_tensor(vars(self)[name]):
-                torch.nn.init.constant_(vars(self)[name], state[name])           # a parameter, such as SAC's temperature
+                torch.nn.init.constant_(vars(self)[name], state[name])           # in place: SAC's optimizer holds this tensor
             else:
                 vars(self)[name] = state[name]

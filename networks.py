@@ -40,7 +40,7 @@ class MLP(nn.Module):
 
 
 def begin_near_zero(mlp):
-    """Make an MLP's outputs nearly zero at first: a policy begins with all actions about equally likely."""
+    """Make an MLP's outputs nearly zero at first: Gaussians begin centred, discrete actions about equally likely."""
     with torch.no_grad():
         mlp.weights[-1].mul_(0.01)
         mlp.biases[-1].zero_()
@@ -99,7 +99,7 @@ def optimize(optimizer, loss, max_grad_norm=None):
         max_grad_norm: if given, the gradient is scaled down to this norm where it is larger
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
+    optimizer.zero_grad()                                              # to None: Adam leaves a weight with no part in this loss
     loss.backward(inputs=parameters)
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)

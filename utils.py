@@ -142,9 +142,9 @@ class Buffer:
         """
         for env in range(self.num_envs):
             if self.running[env]:
-                newest = env * self.capacity + self.head[env] % self.capacity
-                self._hidden[newest] = hidden[env, :self.hidden_dim]
-                self.changed[newest] = True
+                at = env * self.capacity + self.head[env] % self.capacity
+                self._hidden[at] = hidden[env, :self.hidden_dim]
+                self.changed[at] = True
             else:
                 self._begin_episode(env, state[env], hidden[env])
             at = self._append(env)
@@ -173,10 +173,10 @@ class Buffer:
         if position - self.tail[env] >= self.capacity:
             self.tail[env] += 1
             self.earlier[env] = None
-            oldest = self.oldest[env] % self.max_episodes
-            self.first[env, oldest] += 1                               # its episode now begins a step later
-            if self.first[env, oldest] >= self.last[env, oldest] and self.oldest[env] < self.newest[env]:
-                self.tail[env] = self.last[env, oldest] + 1            # only its final row was left
+            oldest_slot = self.oldest[env] % self.max_episodes
+            self.first[env, oldest_slot] += 1                          # its episode now begins a step later
+            if self.first[env, oldest_slot] >= self.last[env, oldest_slot] and self.oldest[env] < self.newest[env]:
+                self.tail[env] = self.last[env, oldest_slot] + 1       # only its final row was left
                 self.oldest[env] += 1
                 self.earlier[env] = self.rows[:0, :-1]
         self.last[env, slot] = position
@@ -222,9 +222,8 @@ class Buffer:
         draws, total = [], 0
         while total < batch_size:
             env, start, length, slot = self._draw(batch_size - total, seq_len)
-            real = length > 0
-            draws.append(np.stack([env, start, length, slot])[:, real])
-            total += int(length[real].sum())
+            draws.append(np.stack([env, start, length, slot])[:, length > 0])
+            total += int(length.sum())
         windows = np.concatenate(draws, 1)
         enough = np.searchsorted(np.cumsum(windows[2]), batch_size) + 1
         return self._gather(*windows[:, :enough], burn_in)
@@ -337,8 +336,8 @@ class Buffer:
     def write_hidden(self, batch, states):
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_dim)."""
         mask = batch.mask.cpu()
-        real = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)      # (B, L + 1): a row is real if the step before it is
-        index, states = batch.index[real], states[real.to(states.device)].to(self.hidden.dtype)
+        real_rows = torch.cat([mask[:, :1], mask], 1)                  # (B, L + 1): the first, and a row after each step
+        index, states = batch.index[real_rows], states[real_rows.to(states.device)].to(self.hidden.dtype)
         self.hidden[index] = states.cpu()
         self.changed[index.numpy()] = True
         if self.on_device:
