@@ -158,9 +158,10 @@ def curves(name):
     found = []
     for path in committed:
         if os.path.exists(path + ".csv"):
-            returns = {step: value for step, value in mean_returns(path).items() if step >= 20_000 and step % 10_000 == 0}
-            minutes = [clock[20_000] + pace * (step - 20_000) for step in returns]
-            found.append(pd.DataFrame({"step": list(returns), "core_minutes": minutes, "return": list(returns.values())}))
+            rows = [(step, clock[20_000] + pace * (step - 20_000), value) for step, value in mean_returns(path).items()
+                    if step >= 20_000 and step % 10_000 == 0]
+            curve = pd.DataFrame(rows, columns=["step", "core_minutes", "return"])
+            found.append(curve[curve.core_minutes <= MINUTES])
     return found
 
 

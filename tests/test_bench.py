@@ -77,13 +77,13 @@ def test_a_bound_counts_when_three_evaluations_stay_at_it():
 
 
 def test_a_committed_run_is_put_on_the_clock_of_its_measured_start(monkeypatch):
-    """20,000 steps take 2 minutes, every later 10,000 take 3: 300,000 take 2 + 28 * 3."""
+    """20,000 steps take 2 minutes, every later 10,000 take 3. It is cut where the next would be after 60 minutes."""
     start = pd.DataFrame({"step": [0, 10_000, 20_000, 30_000, 40_000, 50_000], "core_minutes": [0., 1, 2, 5, 8, 11]})
     monkeypatch.setattr(core_hour.glob, "glob", lambda pattern: ["TD3_seed=0.csv"])
     monkeypatch.setattr(core_hour.pd, "read_csv", lambda path, comment: start)
     curves = core_hour.curves("TD3")
     assert len(curves) == 3
-    assert curves[0].step.tolist() == list(range(20_000, 310_000, 10_000))
-    assert curves[0].core_minutes.iloc[-1] == pytest.approx(2 + 28 * 3)
+    assert curves[0].step.tolist() == list(range(20_000, 220_000, 10_000))
+    assert curves[0].core_minutes.iloc[-1] == pytest.approx(2 + 19 * 3)
     assert curves[0]["return"].iloc[0] == pytest.approx(core_hour.mean_returns(os.path.join(
         HERE, "results", "reference", "HopperBulletEnv-v0_TD3_lstm_observe=positions_seed=0"))[20_000])
