@@ -48,8 +48,8 @@ class Enough(Exception):
 class Curve:
     """Keeps and writes the evaluations of one training, and how long it had trained before each."""
 
-    def __init__(self, name, seed, until=None):
-        self.until = until or float("inf")                             # steps
+    def __init__(self, name, seed, until):
+        self.until = until                                             # steps
         os.makedirs(os.path.join(HERE, "core_hour"), exist_ok=True)
         self.path, self.rows = os.path.join(HERE, "core_hour", f"{name}_seed={seed}.csv"), []
         self.trained, self.since = 0.0, time.process_time()            # CPU seconds
@@ -191,7 +191,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=[*STEPS, "draw"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--until", type=int, help="end after this many steps")
+    parser.add_argument("--until", type=int, default=float("inf"), help="end after this many steps")
     args = parser.parse_args()
     try:
         if args.name == "draw":

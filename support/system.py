@@ -140,7 +140,8 @@ def nearest(path):
 
 def can_be_made(path):
     """Could a file or a folder be made there? Writes nothing."""
-    return os.path.isdir(nearest(path)) and os.access(nearest(path), os.W_OK)
+    folder = nearest(path)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def events_folder(path):
