@@ -13,7 +13,8 @@ Deliberate differences from the paper and common implementations:
 5. The spread of the Gaussian policy does not depend on the state. The policy's last layer begins near zero.
 6. Adam instead of RMSProp. Each network's gradient is clipped by itself.
 7. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus.
-8. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full).
+8. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full). With --hidden_init zero
+   log-probabilities are computed from another memory than the one that acted.
 """
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ class A2C(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        # (N, action_dim). The environment clips it: log_prob has to be of what was sampled
+        # (N, action_dim). It is not clipped here, since log_prob must be of what was sampled. The environment clips it
         return (policy.sample() if explore else policy.mode).cpu().numpy()
 
     def values(self, features, batch):
@@ -100,7 +101,7 @@ class A2C(Agent):
         return len(buffer) >= self.cfg.rollout_steps * self.cfg.num_envs
 
     def buffer_size(self):
-        """Rows of the buffer: a step takes at most two, the newest row stays for the next rollout, and so may --burn_in rows."""
+        """Rows of the buffer: a step takes at most two. The newest stays for the next rollout, and --burn_in rows may, too."""
         return (2 * (self.cfg.rollout_steps + 1) + self.cfg.burn_in) * self.cfg.num_envs
 
     def train(self, buffer):
@@ -111,7 +112,7 @@ class A2C(Agent):
         rollout = buffer.windows(cfg.seq_len, cfg.burn_in)
         history = rollout.history                                               # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
         hidden_actor = self.start_hidden(rollout, self.actor)                   # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(rollout, self.critic)
 

@@ -64,7 +64,7 @@ class HyperParameters(MemoryFlags):
 
 
 class Actor(nn.Module):
-    """Actions that the data set's policy might take, and a small change of them. Its heads read a history's features."""
+    """Generates actions that the data set's policy might take, and changes them a little. Its heads read the core's features."""
 
     def __init__(self, spec, cfg):
         super().__init__()
@@ -89,7 +89,7 @@ class Actor(nn.Module):
         return torch.tanh(self.decoder(torch.cat([features, latent], -1))[0])   # (N, action_dim)
 
     def perturb(self, features, action, mlp=None):
-        """The action, moved by at most phi. mlp: do it with the target instead."""
+        """The action, moved by at most phi. mlp: the network that moves it, if not the actor's own, such as its target."""
         change = (mlp or self.perturbation)(torch.cat([features, action], -1))[0]
         return (action + self.phi * torch.tanh(change)).clamp(-1, 1)            # (N, action_dim)
 
@@ -116,9 +116,9 @@ class BCQ(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.perturbation_target, self.critic_target = self.target_of(self.actor.perturbation), self.target_of(self.critic)
-        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # for both losses: weights without a gradient stay
+        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # of both losses: weights that one lacks stay
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
-        self.critic_remembers = True                                            # acting needs its memory: it ranks candidates
+        self.acting_advances_critic = True                                      # the critic ranks the candidates
         self.updates = 0
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class BCQ(Agent):
         batch = self.sample(buffer)
         N, history = batch.steps, batch.history                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
         hidden_actor = self.start_hidden(batch, actor)                          # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
@@ -196,8 +196,8 @@ class BCQ(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss: the perturbation's, with the updated critic's features. They need no gradient: the critic's core
-        # has read the past, which the actor's new action does not change
+        # Compute the actor loss, the perturbation's. The critic has changed, so its features are computed again. They need no
+        # gradient: its core reads the past alone, and the actor's new action does not change the past
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
             actor_features = batch.pick(actor_features[:, :-1])                 # (N, features)

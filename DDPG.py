@@ -42,7 +42,7 @@ class HyperParameters(MemoryFlags):
     discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)
     horizon_growth: float = flag(4, "factor by which the horizon, 1 / (1 - discount), grows over the run", low=1)
     tau: float = flag(0.005, "rate at which the targets follow", high=1)
-    average: float = flag(0.02, "share of the updates over which the evaluated actor is averaged", high=1)
+    average: float = flag(0.02, "evaluate the mean of the actor over this latest share of updates", high=1)
     # Networks, and the length of the run
     hidden_size: int = flag(256, "units of each hidden layer after the core")
     hidden_layers: int = flag(2, "hidden layers after the core", low=0)
@@ -101,7 +101,7 @@ class DDPG(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
         hidden_critic = self.start_hidden(batch, self.critic)                   # (B, core's hidden_dim)
         target_hidden_actor = self.start_hidden(batch, self.actor_target)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
@@ -132,8 +132,8 @@ class DDPG(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss, with the updated critic's features, from the start memory above. They need no gradient: the
-        # critic's core has read the past, which the actor's new action does not change
+        # Compute the actor loss. The critic has changed, so its features are computed again. They need no gradient: its core
+        # reads the past alone, and the actor's new action does not change the past
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)

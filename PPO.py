@@ -98,7 +98,7 @@ class PPO(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        # (N, action_dim). The environment clips it: log_prob has to be of what was sampled
+        # (N, action_dim). It is not clipped here, since log_prob must be of what was sampled. The environment clips it
         return (policy.sample() if explore else policy.mode).cpu().numpy()
 
     def values(self, features, batch):
@@ -109,7 +109,7 @@ class PPO(Agent):
         return len(buffer) >= self.cfg.rollout_steps * self.cfg.num_envs
 
     def buffer_size(self):
-        """Rows of the buffer: a step takes at most two, the newest row stays for the next rollout, and so may --burn_in rows."""
+        """Rows of the buffer: a step takes at most two. The newest stays for the next rollout, and --burn_in rows may, too."""
         return (2 * (self.cfg.rollout_steps + 1) + self.cfg.burn_in) * self.cfg.num_envs
 
     def train(self, buffer):
@@ -121,8 +121,8 @@ class PPO(Agent):
         history = rollout.history                                               # (B, L + 1, row)
 
         with torch.no_grad():
-            # Compute the old log-probabilities, with the weights and the memory that acted. That memory is stored at each
-            # window's first row; rollout.hidden may lie before it, at the first of the steps to burn in
+            # Compute the old log-probabilities, with the weights and the memory that acted: the one stored at each window's
+            # first row. With --burn_in, rollout.hidden is an earlier one
             acted_from = buffer.hidden[rollout.index[:, 0], :self.actor.core.hidden_dim].to(self.device)
             actor_features, _ = self.actor.core(history[:, :-1], acted_from)    # (B, L, features)
             old_log_prob = self.actor.head(rollout.pick(actor_features)).log_prob(rollout.action)[:, None]      # (N, 1)
@@ -138,7 +138,7 @@ class PPO(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Move the running mean of the returns' size, by which they are divided, and normalise advantages
+        # Update return_scale, a running mean of the returns' root mean square. Normalise the advantages
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage, target_value = (torch.as_tensor(x).to(value)[:, None] for x in (advantage, returns / self.return_scale))
@@ -148,11 +148,11 @@ class PPO(Agent):
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))           # none is empty
         for _ in range(cfg.epochs):
             for windows in np.array_split(self.rng.permutation(B), minibatches):
-                # Take a random part of the windows, whole, so that a core reads steps in order. `chosen` (n,): which of N steps
+                # Take a random part of the windows, whole, so that a core reads steps in order. `chosen` (n,): its steps among N
                 batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
                 history = batch.history                                         # (b, L + 1, row)
 
-                # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+                # Each network's memory at the windows' first step. With --burn_in it first reads the steps before the window
                 hidden_actor = self.start_hidden(batch, self.actor)             # (b, core's hidden_dim)
                 hidden_critic = self.start_hidden(batch, self.critic)
 

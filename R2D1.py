@@ -154,7 +154,7 @@ class R2D1(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
         hidden = self.start_hidden(batch, self.critic)                          # (B, core's hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 
@@ -176,8 +176,8 @@ class R2D1(Agent):
             best_Q = self.critic_target.head(target_features[real_rows]).gather(-1, best_action)
             best_Q = self.unsquash(best_Q)                                      # (N + B, 1)
 
-            # Look n steps ahead, but no further than the state after the window's last step. Each window has one state more than
-            # steps, so step i's state is row i + window[i] of Q, and the state n steps later is row i + window[i] + n
+            # Look n steps ahead, but no further than the state after the window's last step. A window has one row of Q more than
+            # it has steps. So step i's state is row i + window[i], one more for each window before, and n steps later it is n on
             i = torch.arange(batch.steps, device=self.device)                   # (N,)
             left = length.cumsum(0)[window] - i                                 # (N,): steps of the window from this one on
             n = left.clamp(max=cfg.n_steps)

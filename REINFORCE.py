@@ -6,6 +6,7 @@ Run:   python main.py --policy REINFORCE --env HopperBulletEnv-v0 --recurrent
 Deliberate differences from the paper:
 1. Actor and critic (the baseline) are separate networks; each may have a recurrent core (cores.py) that reads the history of
    observations and actions. With --recurrent the gradient goes back to each episode's start by default (--seq_len full).
+   With shorter windows and --hidden_init zero, log-probabilities are computed from another memory than the one that acted.
 2. An action is credited with the discounted rewards that follow it, not with the whole episode's. The factor discount^t, by
    which late actions would count less, is left out, as nearly everywhere. There may be a bonus for entropy, and each network's
    gradient is clipped.
@@ -31,7 +32,7 @@ class HyperParameters(MemoryFlags):
     # Episodes of an update
     batch_size: int = flag(2000, "steps per update, at least: it waits for the end of the episode in which they are reached")
     baseline: bool = flag(True, "subtract a learned value of the state from the return")
-    memory_size: int = flag(100_000, "steps that the buffer holds, at least; of a longer batch of episodes the oldest are lost")
+    memory_size: int = flag(100_000, "steps that the buffer holds, at least; longer episodes lose their oldest")
     # Learning
     lr: float = flag(1e-3, "learning rate of actor and baseline")
     lr_decay: bool = flag(True, "the learning rates fall linearly to zero")
@@ -94,8 +95,8 @@ def returns_to_go(reward, end, value_after, discount):
     """Discounted rewards from each step to its episode's end, of episodes one after the other.
 
     Args:
-        reward, end, value_after: arrays (N,). `end` is True at the last step of an episode; `value_after` is what counts
-            as the return of all that would have come after it: 0 if the episode terminated
+        reward, end, value_after: arrays (N,). `end` is True at the last step of an episode; `value_after` stands for
+            the rewards after it: 0 if the episode terminated
     Returns:
         returns (N,)
     """
@@ -117,7 +118,7 @@ class REINFORCE(Agent):
 
     def choose(self, features, explore):
         policy = self.actor.head(features)
-        # (N, action_dim). The environment clips it: log_prob has to be of what was sampled
+        # (N, action_dim). It is not clipped here, since log_prob must be of what was sampled. The environment clips it
         return (policy.sample() if explore else policy.mode).cpu().numpy()
 
     def values(self, features, batch):
@@ -139,7 +140,7 @@ class REINFORCE(Agent):
         batch = buffer.windows(cfg.seq_len, cfg.burn_in)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
 
@@ -155,7 +156,7 @@ class REINFORCE(Agent):
         returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * batch.not_done), cfg.discount)     # (N,)
         advantage = returns - to_array(value)[0]
 
-        # Divide both by a running mean of the returns' size
+        # Divide both by return_scale, a running mean of the returns' root mean square
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 

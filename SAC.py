@@ -45,7 +45,7 @@ class HyperParameters(MemoryFlags):
     discount: float = flag(0.98, "discount factor gamma, at the start of the run", high=1)
     horizon_growth: float = flag(4, "factor by which the horizon, 1 / (1 - discount), grows over the run", low=1)
     tau: float = flag(0.005, "rate at which the targets follow", high=1)
-    average: float = flag(0.02, "share of the updates over which the evaluated actor is averaged", high=1)
+    average: float = flag(0.02, "evaluate the mean of the actor over this latest share of updates", high=1)
     init_alpha: float = flag(1.0, "temperature at the start: what a unit of entropy is worth, in reward", low=1e-6)
     target_entropy: float | None = flag(None, "entropy that the temperature is tuned to (default: minus the actions' dimension)",
                                         low=-1e6)
@@ -70,7 +70,7 @@ class Actor(nn.Module):
         mean, log_std = self.mlp(features)[0].chunk(2, -1)
         return mean, log_std.clamp(-20, 2)                                      # bounds keep exp finite, and above zero
 
-    def sample(self, features):
+    def sample_action(self, features):
         """An action (N, action_dim) and its log-probability (N, 1). Gradients pass through both."""
         mean, log_std = self.head(features)
         noise = torch.randn_like(mean)
@@ -110,7 +110,7 @@ class SAC(Agent):
         self.target_entropy = -spec.action_dim if cfg.target_entropy is None else cfg.target_entropy
 
     def choose(self, features, explore):
-        action = self.actor.sample(features)[0] if explore else torch.tanh(self.actor.head(features)[0])
+        action = self.actor.sample_action(features)[0] if explore else torch.tanh(self.actor.head(features)[0])
         action = action.cpu().numpy()                                           # (N, action_dim)
         if explore and self.steps < self.cfg.start_timesteps:
             action = self.rng.uniform(-1, 1, action.shape)
@@ -125,7 +125,7 @@ class SAC(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in its own weights bring the start state up to it
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
@@ -141,7 +141,7 @@ class SAC(Agent):
             next_critic_features = batch.pick(target_critic_features[:, 1:])
 
             # Select the next action by the policy as it is now
-            next_action, next_log_prob = self.actor.sample(next_actor_features)     # (N, action_dim), (N, 1)
+            next_action, next_log_prob = self.actor.sample_action(next_actor_features)     # (N, action_dim), (N, 1)
 
             # Compute the target Q value
             target_Q = self.critic_target.head(next_critic_features, next_action)   # (2, N, 1)  # TD3: twins
@@ -160,11 +160,11 @@ class SAC(Agent):
         # Optimize the critic
         optimize(self.critic_optimizer, critic_loss)
 
-        # Compute the actor loss, with the updated critic's features, from the start memory above. They need no gradient: the
-        # critic's core has read the past, which the actor's new action does not change
+        # Compute the actor loss. The critic has changed, so its features are computed again. They need no gradient: its core
+        # reads the past alone, and the actor's new action does not change the past
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-        action, log_prob = self.actor.sample(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)
+        action, log_prob = self.actor.sample_action(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)
         Q = self.critic.head(batch.pick(critic_features), action).min(0).values     # (N, 1)
         actor_loss = (alpha * log_prob - Q).mean()
 

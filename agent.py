@@ -104,16 +104,17 @@ class MemoryFlags:
                 name, first = "rollout_steps", config["rollout_steps"] * envs
             elif config.get("replay_ratio"):
                 name, first = "start_timesteps", config["start_timesteps"] + first / config["replay_ratio"]
-            refuse(math.ceil(config["max_timesteps"] / envs) * envs < first,
-                   f"--max_timesteps {config['max_timesteps']} trains nothing: the first update comes after {first:.0f} steps; "
-                   f"choose a larger --max_timesteps, or a smaller --{name}")
+            zero = config.get("lr_decay") and config["max_timesteps"] <= first     # an update at the run's last step has rate 0
+            refuse(zero or math.ceil(config["max_timesteps"] / envs) * envs < first,
+                   f"--max_timesteps {config['max_timesteps']} trains nothing: the first update comes after {first:.0f} steps"
+                   f"{', where --lr_decay has reached 0' * zero}; choose a larger --max_timesteps, or a smaller --{name}")
 
 
 class Agent:
     """An agent with an actor and a critic, each with a core (cores.py). One network may be both at once.
 
-    `hidden` is the memory of both: the actor's and, if the critic remembers while acting, the critic's, side by side. Code
-    elsewhere sees one vector of `hidden_dim` numbers.
+    `hidden` is the actor's memory. Where acting advances the critic's, too, that stands beside it. Code elsewhere sees one
+    vector of `hidden_dim` numbers.
 
     A subclass writes `choose` and `train`, and overrides whatever else differs.
     """
@@ -132,10 +133,10 @@ class Agent:
         self.targets = []                   # (network, its target)
         self.rng = np.random.default_rng(seed)
         self.steps, self.steps_trained = 0, 0           # steps taken in the environment; stored steps trained on
-        self.averaged = 0                               # updates so far, the pace of the actor's average
+        self.averaged = 0                               # updates that the actor's average has followed
         self.return_scale = 1.0                         # what a learned value of 1 is worth in rewards
-        # While acting, the critic's memory is advanced only if windows start from it
-        self.critic_remembers = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
+        # Does acting advance the critic's memory, too? Only if windows start from it
+        self.acting_advances_critic = cfg.hidden_init == "stored" and cfg.critic_hidden == "own" and critic is not actor
 
     def target_of(self, network):
         """A copy of `network` as it is now, for soft_update to move: a target, or the actor's average."""
@@ -176,7 +177,7 @@ class Agent:
     @property
     def remembering(self):
         """The networks whose memories, side by side, are `hidden`."""
-        return [self.actor, self.critic] if self.critic_remembers else [self.actor]
+        return [self.actor, self.critic] if self.acting_advances_critic else [self.actor]
 
     @property
     def hidden_dim(self):
@@ -205,7 +206,7 @@ class Agent:
         history = torch.as_tensor(history, device=self.device)[:, None]         # (N, 1, row)
         hidden_actor, hidden_critic = self.split(torch.as_tensor(hidden, device=self.device))
         features, next_hidden = self.actor.core(history, hidden_actor)
-        if self.critic_remembers:
+        if self.acting_advances_critic:
             next_hidden = torch.cat([next_hidden, self.critic.core(history, hidden_critic)[1]], -1)
         action = self.choose(features[:, 0], explore)
         self.steps += explore * len(action)
@@ -218,7 +219,7 @@ class Agent:
         --hidden_init and --critic_hidden choose the start state. With --burn_in it belongs to the first of the steps before the
         window, and the network's own weights carry it through these. A target has its online network's start state.
         """
-        # Told by class: the actor, its target, and a network that is both, have the actor's memory
+        # The actor, its target, and a network that is both start from the actor's memory. Their class tells them from a critic
         whose = "actor" if isinstance(network, type(self.actor)) else self.cfg.critic_hidden
         if self.cfg.hidden_init == "zero" or whose == "zero":
             hidden = batch.history.new_zeros(len(batch.history), network.core.hidden_dim)
@@ -249,7 +250,7 @@ class Agent:
     def decay_lr(self):
         """Before an update. --lr_decay: set each learning rate to its initial one times the share of the run that is left.
 
-        The share is of the steps after those just taken, so it is 0 for an update at the run's last step.
+        `steps` counts the step just taken, so an update at the run's last step has rate 0.
         """
         if self.cfg.lr_decay:
             remaining = max(0, 1 - self.steps / self.cfg.max_timesteps)
@@ -272,10 +273,10 @@ class Agent:
     # ------------------------------------------------------------------ the policy that is evaluated
 
     def average_actor(self):
-        """Move the actor's average, after an update. It is a mean over about the last share --average of the updates so far.
+        """Move the actor's average, after an update. It is a mean over about the latest updates, a share --average of all so far.
 
-        After update n the average moves a share 1 / (--average * n) of the way to the actor, so it is over more and more
-        updates (after Shamir and Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013). With 0 it is the actor.
+        After update n the average moves a share 1 / (--average * n) of the way to the actor (after Shamir and Zhang, "Stochastic
+        Gradient Descent for Non-smooth Optimization", 2013). With --average 0 it is the actor.
         """
         if self.actor_average is not None:
             self.averaged += 1

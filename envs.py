@@ -108,8 +108,9 @@ class Cue(gym.Env):
         return np.array([0, self.t == self.delay], np.float32), float(last and right), last, False, {}
 
 
-for delay in (10, 30, 100):                                            # envs:Cue is text, which a data set can hold
-    for name, discrete in (("Cue", False), ("CueDiscrete", True)):     # an episode ends by itself, before the limit
+# The entry point is text, which a data set can hold. An episode ends by itself, before the limit
+for delay in (10, 30, 100):
+    for name, discrete in (("Cue", False), ("CueDiscrete", True)):
         gym.register(f"{name}{delay}-v0", "envs:Cue", max_episode_steps=delay + 2, kwargs=dict(delay=delay, discrete=discrete))
 
 

@@ -96,17 +96,9 @@ GROUPS = dict(                                                         # the gro
     logging="tensorboard wandb log_freq staleness".split())
 ARCHITECTURE = ("recurrent_actor", "recurrent_critic", "core", "core_size", "memory_input", "hidden_size", "hidden_layers")
 HANDLING = {f.name for f in fields(RunFlags) if f.metadata["role"] == "handling"}
-BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # of runs that are older than these flags
+BEFORE = {"lr_decay": False, "horizon_growth": 1, "average": 0}        # in runs that are older than these flags
 MACHINE = {f.name for f in fields(RunFlags) if f.metadata["role"] == "machine"}
 NOT_LEARNING = {f.name for f in fields(RunFlags) if f.metadata["role"] != "learning"}
-
-
-def whole_number(text):
-    """An integer, also written 1e6."""
-    value = float(text)
-    if not value.is_integer():
-        raise ValueError
-    return int(value)
 
 
 class Words(argparse.Action):
@@ -179,8 +171,8 @@ def convert(hint, f):
         wanted = f"{'a whole number' if number is int else 'a number'} of at least {low}" + \
             (f" and at most {high}" if number is int or high <= 1 else "") + "".join(f", or '{word}'" for word in words)
         try:
-            value = whole_number(text) if number is int else float(text)
-            if not low <= value <= high:
+            value = number(float(text))                                # also of 1e6; int() of inf or NaN raises
+            if value != float(text) or not low <= value <= high:
                 raise ValueError
         except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}" + f"; {ONE_VALUE}" * ("," in text)) from None

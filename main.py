@@ -32,19 +32,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from envs import Faulty, env_spec, make_env, make_vector_env
 from flags import HANDLING, as_word, check_actions, check_same, check_saved, env_options, parse, run_name
 from support import data, lookback, models, video
-from support.checkpoint import CannotResume, Checkpoints, Stop, Stopped, set_random_state, set_state
+from support.checkpoint import CannotResume, Checkpoints, set_random_state, set_state
+from support.console import Stop, Stopped
 from support.logger import Logger
 from support.models import Models, largest, read_model_file
 from support.progress import Progress
 from support.results import Results, commit, finished, mean_returns, processor, read_info, versions
 from support.staleness import Staleness
-from support.system import Failed, Listeners, alone, fail, no_exit
-
-PATIENCE = 30                                                          # seconds that --resume waits for a process that is ending
+from support.system import PATIENCE, Failed, Listeners, alone, fail, no_exit
 
 
 class Trained(NamedTuple):
@@ -106,7 +106,8 @@ def test(run, agent, env, spec, model):
         print(f"{run.video} written: the first episode, return {returns[0]:.1f}, {lengths[0]} steps")
     if run.export:
         try:
-            models.save(run.export, model, run, returns, lengths, dict(versions=versions(), commit=commit()))
+            models.save(run.export, model, dict(env=run.env, **env_options(run)), returns, lengths,
+                        dict(versions=versions(), commit=commit()))
         except OSError as error:
             fail(f"--export: '{run.export}' could not be written: {error.strerror}")
         print(f"{run.export} written")
@@ -165,9 +166,8 @@ class Interaction:
         self.step = step
         for name in ("state", "row", "hidden"):
             setattr(self, name, saved[name].numpy())
-        if "total" in saved:                                           # not in checkpoints of an earlier version
-            self.total = saved["total"].numpy()
-            self.returns.extend(saved["returns"])
+        self.total = saved["total"].numpy()
+        self.returns.extend(saved["returns"])
         if not all([env.restore(its) for env, its in zip(self.envs.envs, saved["environments"], strict=True)]):
             raise CannotResume(f"an episode of {self.env_id} does not repeat itself, so the run cannot go on where it was")
 
@@ -198,34 +198,29 @@ class Updates:
             raise CannotResume(f"the data set {self.cfg.dataset} is not the one that the run was started with")
 
 
-def amount(size):
-    """A number of bytes in words."""
-    power = min(3, (len(str(int(size))) - 1) // 3)
-    return f"{size / 1000 ** power:.{1 if power == 3 else 0}f} {('bytes', 'kB', 'MB', 'GB')[power]}"
-
-
 class Diverged(Exception):
     """Training has led to numbers that are not finite. Argument: a dictionary of them."""
 
 
-def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
+def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None, command=""):
     """Make the buffer and the results' files, and run the loop. Returns Trained.
 
-    An offline agent gets recorded episodes and no environments.
+    An offline agent gets recorded episodes and no environments. command: kept in the run's JSON
     """
     offline, unit = envs is None, "update" if envs is None else "step"
     size = data.rows(episodes) if offline else agent.buffer_size()
     kind = agent.buffer_class
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.stored_precision)
-    print(f"buffer: {size:,} rows, {amount(needed)} of RAM when full" +
+    needed = tqdm.format_sizeof(needed, "B")
+    print(f"buffer: {size:,} rows, {needed} of RAM when full" +
           (", and as much of the device's memory at once" if run.buffer_on_device else ""), flush=True)
     try:
         buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.num_envs, run.seed, run.device,
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
-        fail(f"a buffer of {amount(needed)} does not fit in memory; choose a smaller --memory_size or --core_size")
+        fail(f"a buffer of {needed} does not fit in memory; choose a smaller --memory_size or --core_size")
     config = {**asdict(run), **asdict(cfg)}
-    results = Results(run, run_name(run, cfg, algorithm), config)
+    results = Results(run, run_name(run, cfg, algorithm), config, command)
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):
         if run.resume and has_finished(path, config):
@@ -238,7 +233,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
         checkpoints = Checkpoints(path, None if offline else buffer)
         logger = Logger(path, run, config, agent, buffer, steps) if run.tensorboard or run.wandb else None
         staleness = Staleness(path, run.eval_freq, agent, buffer, logger and logger.write) if run.staleness else None
-        kept = Models(path, agent, config) if run.save_model else None
+        kept = Models(path, agent, config, results) if run.save_model else None
         progress = Progress(-(-cfg.max_timesteps // cfg.num_envs) * cfg.num_envs, unit, steps)
         # The logger comes first: if W&B refuses it, no file has been touched. Results begin by removing old files
         listeners = Listeners(logger, checkpoints, results, staleness, kept, progress)
@@ -255,7 +250,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
             if isinstance(error, Faulty):
                 raise Faulty(f"{error}, after {unit} {steps.step:,} of the run; results so far are in {path}.csv") from error
             raise
-        missing = kept.missing() if kept else []
+        missing = [file for part in (kept, staleness) if part for file in part.missing()]
         if missing or not results.finish(staleness):
             raise Failed(f"the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
                          "room, then run the same command with --resume")
@@ -268,13 +263,15 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None):
 def has_finished(path, config):
     """Has the run that --resume asks for come to its end? Exits with 2 if it has, and is damaged or was run with other flags."""
     try:
-        if not finished(path, lambda saved: check_same(path, saved, config)):
-            return False
-        before = read_info(path, check_saved)["config"]
+        info = finished(path, lambda saved: check_same(path, saved, config))
     except ValueError as error:
         fail(f"--resume: {error}; --overwrite in place of --resume runs it anew")
-    if config["save_model"] and not before.get("save_model"):
-        fail(f"--resume: {path} has finished, without --save_model; --overwrite in place of --resume runs it anew")
+    if not info:
+        return False
+    before = info["config"]
+    for name in ("save_model", "keep_checkpoint"):
+        if config[name] and not before.get(name):
+            fail(f"--resume: {path} has finished, without --{name}; --overwrite in place of --resume runs it anew")
     if not before.get("keep_checkpoint"):
         Checkpoints(path, None).remove()                               # the run may have been killed before it did so
     print(f"{path}.csv is there already: this run has finished")
@@ -332,7 +329,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
 
     if new:
         evaluation()
-    with Stop() as stop:
+    with Stop("stopping after this step; once more to stop at once") as stop:
         for step in steps:
             while agent.ready(buffer):
                 listeners.before_update(step)
@@ -363,7 +360,7 @@ def resume(checkpoints, run, agent, config):
     path, origin = checkpoints.folder.removesuffix(".checkpoint"), None
     try:
         saved = checkpoints.load()
-        if saved is None and not os.path.exists(path + ".log"):        # sweep.py's log: a study's runs are never made longer
+        if saved is None and not os.path.exists(path + ".log"):        # with a log it is sweep.py's, which makes none longer
             shorter, paced = shorter_runs(run, agent), paced_by_the_end(config)
             kept = [other for other in shorter if Checkpoints(other, None).steps()]
             if shorter and (paced or not kept) and not os.path.exists(path + ".json"):
@@ -382,7 +379,8 @@ def resume(checkpoints, run, agent, config):
         return None
     for name, value in saved["config"].items():
         if name not in HANDLING and config.get(name) != value and not (origin and name == "max_timesteps"):
-            older = not config.keys() <= saved["config"].keys() | HANDLING      # then "the same" would be a run of another name
+            # The run lacks flags of now. With their old values its name would be another
+            older = not config.keys() <= saved["config"].keys() | HANDLING
             fail(f"--resume: the run was started with {as_word(name, value)}" + (", by a version with other flags; choose another"
                  " --results_dir" if older else "; give the same") + ", or --overwrite to start anew")
     return saved
@@ -471,15 +469,15 @@ def carry_out(argv, run, cfg, algorithm, model):
     if model and not run.test:
         print(f"{run.load_model}, of step {model['step']:,}: training goes on from its weights, with its flags where none "
               "are given\noptimizers, buffer, count of steps and exploration start anew; --resume goes on with those", flush=True)
-    agent = make_agent(run, cfg, algorithm, spec, model)
+    agent, command = make_agent(run, cfg, algorithm, spec, model), shlex.join(["python", "main.py", *argv])
     console.something_to_keep()
     try:
         if run.test:
             return test(run, agent, eval_env, spec, model)
-        return train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes)
+        return train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes, command)
     finally:                                                           # so that an interrupted run's recording is saved, too
         if run.record:
-            data.save(eval_env if run.test else envs.envs[0], run.record, run.policy, shlex.join(["python", "main.py", *argv]))
+            data.save(eval_env if run.test else envs.envs[0], run.record, run.policy, command)
 
 
 def run(argv):
@@ -493,6 +491,7 @@ def run(argv):
         Failed, Faulty: the run has diverged, could not write its results, or its environment is at fault
         KeyboardInterrupt: it was interrupted; Stopped, if after a whole step
     """
+    argv = [str(word) for word in argv]                                # 3 is the word "3"
     with no_exit():
         return carry_out(argv, *parse(argv))
 
@@ -511,7 +510,8 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        kept = "" if flags.test else ": evaluations so far are kept" + (", and the last model" if flags.save_model else "")
+        kept = "" if flags.test else ": evaluations so far are kept" + (", and the last model" if flags.save_model else "") + \
+            "; with --resume it goes on from its last checkpoint, if there is one"
         console.say_interrupted(kept)
         sys.exit(130)
 

@@ -84,7 +84,7 @@ def adam(network, lr, core_lr=None):
     """Adam over a network. Its core has its own learning rate if `core_lr` is given. initial_lr: for --lr_decay"""
     core = list(network.core.parameters())
     rest = [p for p in network.parameters() if all(p is not c for c in core)]
-    parts = [(rest, lr), (core, core_lr)] if core and core_lr else [(rest + core, lr)]      # a step costs time for each group
+    parts = [(rest, lr), (core, core_lr)] if core and core_lr else [(rest + core, lr)]      # a group costs time
     groups = [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in parts]
     return torch.optim.Adam(groups, fused=True)
 
@@ -99,7 +99,7 @@ def optimize(optimizer, loss, max_grad_norm=None):
         max_grad_norm: if given, the gradient is scaled down to this norm where it is larger
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()                                              # to None: Adam leaves a weight with no part in this loss
+    optimizer.zero_grad()                                              # to None: Adam skips weights that this loss lacks
     loss.backward(inputs=parameters)
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)

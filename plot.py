@@ -93,7 +93,7 @@ def read_runs(sources):
     runs, problems, seen = {}, [], set()
     for source, own in sources.items():
         folder = os.path.isdir(source) or source in (REFERENCE, OWN)
-        files = glob.glob(os.path.join(glob.escape(source), "*.[cj]s*")) if folder else [source]
+        files = [file for end in ("csv", "json") for file in glob.glob(f"{glob.escape(source)}/*.{end}")] if folder else [source]
         paths = {re.sub(r"\.(csv|json)$", "", file) for file in files
                  if not file.endswith((*NO_RUN, os.sep + "summary.csv"))} - seen
         tables_of = {path for path in paths if path.endswith((".runs", ".toml")) or path + ".runs" in paths}
@@ -230,15 +230,15 @@ def main(argv=None):
                     measured = [line for line in mine if len(line.table(column))]
                     if measured:
                         drawn[file + f"_{column}" * (column != "return_mean")] = drawing.curves(measured, column)
-        mine = plots_dir == OWN_PLOTS
-        if mine:                                                       # an earlier call's figures go, their runs may be gone
+        into_own = plots_dir == OWN_PLOTS
+        if into_own:                                                       # an earlier call's figures go, their runs may be gone
             for path in filter(os.path.isfile, glob.glob(os.path.join(OWN_PLOTS, "*.png"))):
                 with open(path, "rb") as file:
                     made = MADE.encode() in file.read(500)
                 if made:
                     os.remove(path)
         for file, fig in drawn.items():
-            fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": MADE if mine else None})
+            fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": MADE if into_own else None})
         table.to_csv(os.path.join(plots_dir, "summary.csv"), index=False, lineterminator="\n", float_format="%.6g")
     except OSError as error:
         fail(f"--plots_dir '{plots_dir}' cannot be written ({error.strerror}); choose another")

@@ -60,7 +60,7 @@ class Policy:
         self.reset()
 
     def make_env(self):
-        """Its environment as gymnasium.make makes it, with the run's --max_episode_steps. `see` and `act` do the rest."""
+        """Its environment without what the agent needs, with the run's --max_episode_steps. `see` and `act` do the rest."""
         env = make_env(self.run.env, **env_options(self.run))
         while not isinstance(env, Checked):
             env = env.env
@@ -135,6 +135,8 @@ class Policy:
 def parts(space, observation):
     """A list of the observations of several environments, which have one axis more than the space; None if there is one."""
     if isinstance(space, gym.spaces.Tuple):
+        if not np.iterable(observation):
+            return None
         each = [parts(*pair) for pair in zip(space, observation)]
         return None if None in each else list(zip(*each))
     return list(observation) if np.ndim(observation) == len(space.shape) + 1 else None

@@ -62,8 +62,8 @@ from dataclasses import asdict, dataclass
 
 from agent import MemoryFlags
 from envs import env_spec, make_env
-from flags import check_actions, check_same, check_saved, defaults_of, env_options, parse, run_name
-from support import checkpoint, tables
+from flags import as_word, check_actions, check_same, check_saved, defaults_of, env_options, parse, run_name
+from support import tables
 from support.results import finished
 from support.system import Parser, fail, no_exit
 
@@ -196,7 +196,7 @@ def axes_of(table):
 def check_once(where, table):
     """Exits with 2 and one line if two entries of a table set the same flag, so that one of the two would be dropped in silence.
 
-    One case is allowed: a single value is a default, which an axis of tables may change.
+    One case is allowed: a single value that stands before an axis of tables is a default, which the axis may change.
     """
     setter = {}
     for name, parts in axes_of(table).items():
@@ -227,8 +227,7 @@ def check(where, flags, seed, results_dir, imports=False):
     for name, value in [*flags.items(), ("seed", seed)]:
         if not isinstance(value, (bool, int, float, str)) or isinstance(value, int) and not -2 ** 63 <= value < 2 ** 63:
             fail(f"{where}: --{name} cannot be '{value if isinstance(value, list) else type(value).__name__}'")
-    words = [f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
-             for name, value in flags.items() if (name, value) != ("recurrent", False)] + [f"--seed={seed}"]
+    words = [as_word(name, value) for name, value in flags.items() if (name, value) != ("recurrent", False)] + [f"--seed={seed}"]
     try:
         with no_exit():
             run, cfg, algorithm, _ = parse(words)
@@ -329,14 +328,6 @@ class Pool:
 
 # ---------------------------------------------------------------------- the sweep
 
-class Stop(checkpoint.Stop):
-    """As checkpoint.Stop, but it prints nothing: `go` says that it stops."""
-
-    def note(self, number, frame):
-        self.signal = number
-        self.restore()
-
-
 class Display:
     """What a sweep says: a table on a terminal, or a line per event in a file."""
 
@@ -384,7 +375,7 @@ def last_line(run):
 def go(runs, pool, retries, display, keep=lambda run: None):
     """Run the waiting runs until each is done or has failed; `keep` gets those done. Returns the signal that stopped it."""
     waiting, running, stopping = collections.deque(run for run in runs if run.state == "waiting"), 0, False
-    with Stop() as stop:
+    with console.Stop() as stop:
         while running or waiting and not stopping:
             cores = pool.cores()                                       # nodes come and go
             while waiting and running < cores and not stopping:

@@ -9,8 +9,8 @@ import torch.nn as nn
 class Batch(NamedTuple):
     """Windows of steps. A core reads `history`, (B, L + 1, row): B windows of at most L steps, and the row after their last.
 
-    Windows are of different lengths. Padding fills the shorter ones up at their end, by repeating their last row. It is left
-    behind right after a core, by `pick`: action, reward, not_done and end have a row for each of the N real steps, window by
+    Windows are of different lengths. Padding fills the shorter ones up by repeating their last row. `pick` leaves it behind right
+    after a core. action, reward, not_done and end have no padding: they have a row for each of the N real steps, window by
     window, in order of time. The other fields have one for each of the B windows.
     """
     history: torch.Tensor       # (B, L + 1, row)   observation, previous action, previous reward; row t + 1: after step t
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     real: torch.Tensor | None   # (N,)              where the real steps lie in a flattened (B * L); None: there is no padding
     past: torch.Tensor          # (B, K, row)       the steps before the window, for burn-in, left-aligned
     past_length: torch.Tensor   # (B,)              how many of these K are real
-    hidden: torch.Tensor        # (B, hidden_dim)   memory before the first of `past`, or of the window if there are none
+    hidden: torch.Tensor        # (B, hidden_dim)   memory before the first row of `past`; without a past, of the window
     index: torch.Tensor         # (B, L + 1)        where in the buffer each row lies; always on the CPU
 
     @property
@@ -36,10 +36,10 @@ class Batch(NamedTuple):
         return x if self.real is None else x.index_select(0, self.real)
 
     def select(self, windows):
-        """A batch of these windows alone, trimmed to the longest, and (n,), which of this batch's N steps its n steps are."""
-        picked = self.mask[windows]
-        L = int(picked.sum(1).max())
-        mask = picked[:, :L]
+        """A batch of these windows alone, trimmed to the longest, and the places (n,) of its n steps among this batch's N."""
+        mask = self.mask[windows]
+        L = int(mask.sum(1).max())
+        mask = mask[:, :L]
         number = (self.mask.flatten().cumsum(0) - 1).view(self.mask.shape)      # (B, L): which of the N steps each one is
         steps = number[windows, :L][mask]                                       # (n,)
         real = None if len(steps) == mask.numel() else mask.flatten().nonzero()[:, 0]
@@ -116,8 +116,8 @@ class Buffer:
         self.oldest = np.zeros(num_envs, np.int64)                     # number of the oldest episode
         self.newest = np.full(num_envs, -1, np.int64)                  # number of the newest episode
         self.running = np.zeros(num_envs, bool)                        # is the newest episode unfinished?
-        self.begin = np.zeros(num_envs, np.int64)                      # position of the first step; rows before are a past
-        # Rows that the oldest episode had before its first stored one, (n, row); None: overwritten or forgotten
+        self.begin = np.zeros(num_envs, np.int64)                      # position of the first step that counts; before it: a past
+        # The oldest episode's rows before its first stored one, (n, row), which whole_past needs; None: they are lost
         self.earlier = [self.rows[:0, :-1]] * num_envs
         self.keep_earlier = False                                      # does clear() keep them? For whole_past
         self.rng = np.random.default_rng(seed)
@@ -128,7 +128,7 @@ class Buffer:
         return size * (4 * (state_dim + action_dim + 2) + (2 if precision == "float16" else 4) * hidden_dim + 4 + 8 + 1)
 
     def __len__(self):
-        """Steps stored."""
+        """Steps stored, without those that clear() kept as a past."""
         begin = np.maximum(self.tail, self.begin)
         return int((self.head - begin + 1).clip(0).sum() - (self.newest - self.oldest + 1).sum())
 
@@ -233,10 +233,10 @@ class Buffer:
         rows = self.head - self.tail + 1                               # (num_envs,)
         episodes = self.newest - self.oldest + 1
         L = seq_len
-        if seq_len == "full":                                          # draw episodes alone: no rows, and L - 1 = 1 for each
+        if seq_len == "full":                                          # draw episodes: none for a row, L - 1 = 1 for each
             rows, L = 0 * rows, 2
         upto = np.cumsum(rows + episodes * (L - 1))
-        expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)             # steps in a window, on average
+        expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)             # steps in a draw, on average
         draw = self.rng.integers(upto[-1], size=int(1.2 * steps / expected) + 4)      # some to spare: a second round is rare
         env = np.searchsorted(upto, draw, side="right")
         draw = draw - (upto - rows - episodes * (L - 1))[env]
@@ -254,7 +254,7 @@ class Buffer:
         return env, start, np.minimum(position + L, last) - start, slot
 
     def windows(self, seq_len, burn_in=0):
-        """All stored steps, cut into windows in order of time, one stream after the other. For on-policy learning."""
+        """All steps stored, cut into windows in order of time, one stream after the other. For on-policy learning."""
         cuts = []
         for env in range(self.num_envs):
             for number in range(self.oldest[env], self.newest[env] + 1):
@@ -405,7 +405,7 @@ class PrioritisedBuffer(Buffer):
         return at
 
     def cut_windows(self, seq_len):
-        """Cut what has been added since the last time into windows. Returns how many there are to be drawn."""
+        """Cut what has been added since the last time into windows. Returns how many windows can be drawn."""
         starts = []
         for env in range(self.num_envs):
             start = max(self.cut[env], self.tail[env])

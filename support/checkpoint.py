@@ -24,7 +24,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import types
 import zlib
@@ -252,11 +251,8 @@ class Checkpoints(Listener):
             print(f"no {more}checkpoints: {error}; the run goes on without{less}", flush=True)
 
     def begin(self, step, saved):
-        if saved is None:
+        if not step:
             self.remove()                                              # the checkpoints of an earlier run
-
-    def save(self):
-        return {}                                                      # None would mean to `begin` that the run starts anew
 
     def watch(self, agent, buffer):
         """Raises CannotResume if the state of agent or buffer could not be saved, so that this is known at the start."""
@@ -383,7 +379,9 @@ class Checkpoints(Listener):
         return None
 
     def load_from(self, path):
-        """`load` from the checkpoints of a shorter run, which stay there. The next checkpoint of this run holds all rows."""
+        """`load` from the checkpoints of a shorter run, which stay there, but for damaged ones. The next checkpoint of this run
+        holds all rows.
+        """
         other = Checkpoints(path, self.buffer)
         state = other.load()
         if self.buffer is not None:
@@ -392,33 +390,3 @@ class Checkpoints(Listener):
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal ended the run after a whole step. signal: its number; kept: is there a checkpoint to go on from?"""
-
-    def __init__(self, signal, kept):
-        self.signal, self.kept = signal, kept
-
-
-class Stop:
-    """Within it, the first SIGINT or SIGTERM is only noted, so that a step can be finished. The second acts as usual."""
-
-    def __enter__(self):
-        self.signal, self.before = None, {}
-        with contextlib.suppress(ValueError):                          # only the main thread may handle signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.note)
-        return self
-
-    def note(self, number, frame):
-        self.signal = number
-        self.restore()
-        print("\n" * sys.stderr.isatty() + "stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    def restore(self):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *error):
-        self.restore()

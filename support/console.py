@@ -62,3 +62,40 @@ def something_to_keep():
     """From here on Ctrl-C is Python's KeyboardInterrupt again, if `begin` had changed that."""
     if getattr(signal.getsignal(signal.SIGINT), "func", None) is stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run after a whole step. signal: its number; kept: is there a checkpoint to go on from?"""
+
+    def __init__(self, signal, kept):
+        self.signal, self.kept = signal, kept
+
+
+class Stop:
+    """Within it, the first SIGINT or SIGTERM is only noted, so that a step can be finished. The second acts as usual.
+
+    says: what is printed at the first, if anything
+    """
+
+    def __init__(self, says=""):
+        self.says = says
+
+    def __enter__(self):
+        self.signal, self.before = None, {}
+        with contextlib.suppress(ValueError):                          # only the main thread may handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        self.signal = number
+        self.restore()
+        if self.says:
+            print("\n" * sys.stderr.isatty() + self.says, file=sys.stderr, flush=True)
+
+    def restore(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *error):
+        self.restore()

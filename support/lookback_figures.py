@@ -58,10 +58,10 @@ def draw(folder, own=()):
     for kind, (title, x_label, y_label, text) in FIGURES.items():
         panels = {}
         try:
-            for at in (folder, *own):
+            for at in dict.fromkeys((folder, *own)):
                 for path in files(at, kind):
                     about, table = read(path)
-                    name = os.path.basename(path).removesuffix(f".{kind}.csv") if at in own else ""
+                    name = os.path.basename(path).removesuffix(f".{kind}.csv") if at in own and at != folder else ""
                     config, steps = about["config"], table.iloc[:, 0].drop_duplicates()
                     key = (config["env"], what_is_seen(config["observe"]), tuple(steps), name)
                     panels.setdefault(key, []).append((config["policy"], table))

@@ -70,13 +70,18 @@ class Models(Listener):
     """RUN.last.pt and RUN.best.pt, for --save_model.
 
     The bytes of both files are held here, so that a full disk loses none. RUN.best.pt is always the model of the best
-    evaluation, or it is known to be missing.
+    evaluation, or it is known to be missing. If --save_model came with --resume, there is none before an evaluation is better
+    than all of those before.
+
+    Args:
+        path: the run's results, without an ending
+        results: the listener that knows the best mean return so far; it is told everything before this one
     """
 
     key = "models"
 
-    def __init__(self, path, agent, config):
-        self.path, self.agent, self.config = path, agent, config       # path: the run's results
+    def __init__(self, path, agent, config, results):
+        self.path, self.agent, self.config, self.results = path, agent, config, results
         self.best = None                                               # the best mean return
         self.held, self.unwritten = {}, set()                          # "best", "last" -> bytes of the file; those to write
 
@@ -87,6 +92,8 @@ class Models(Listener):
         if saved:
             self.best, self.held = saved["best"], {**saved["held"]}
             self.unwritten = set(self.held)
+        elif step:                                                     # the run has been evaluated, and no model was kept
+            self.best = self.results.best
 
     def evaluated(self, step, returns, lengths):
         content, mean_return = pack_model(self.agent, self.config, step), float(np.mean(returns))
@@ -108,7 +115,8 @@ class Models(Listener):
     def missing(self):
         """Make a last attempt to write the files. Returns those that are still missing."""
         self.write()
-        return [self.name(which) for which in ("last", "best") if which in self.unwritten or not os.path.exists(self.name(which))]
+        return [self.name(which) for which in ("last", "best") if which in self.unwritten or
+                which in self.held and not os.path.exists(self.name(which))]
 
     def save(self):
         return {"best": self.best, "held": {**self.held}}              # also written ones: a longer run has its own files
@@ -126,12 +134,12 @@ def check_free(folder, overwrite):
         raise ValueError(f"--export: '{folder}' cannot be written; choose another name")
 
 
-def save(folder, model, run, returns, lengths, about):
+def save(folder, model, task, returns, lengths, about):
     """Write the three files, config.json last. Raises OSError.
 
     Args:
         model: the dictionary of load_model
-        run: RunFlags of the test
+        task: a dictionary of the flags that the test's environment was made with
         returns, lengths: those of the test's episodes
         about: versions and commit
     """
@@ -140,9 +148,8 @@ def save(folder, model, run, returns, lengths, about):
     tensors = {f"{network}.{name}": tensor.contiguous() for network, weights in state.items() if isinstance(weights, dict)
                for name, tensor in weights.items()}
     weights = to_bytes(tensors)
-    test = {name: getattr(run, name) for name in ("env", "env_kwargs", "observe", *NOISE)} | dict(
-        episodes=len(returns), return_mean=float(np.mean(returns)), return_std=float(np.std(returns)),
-        episode_length=float(np.mean(lengths)))
+    test = task | dict(episodes=len(returns), return_mean=float(np.mean(returns)), return_std=float(np.std(returns)),
+                       episode_length=float(np.mean(lengths)))
     config = dict(config={name: value for name, value in model["config"].items() if name not in PRIVATE},
                   step=model["step"], agent={name: x for name, x in state.items() if not isinstance(x, dict)},
                   test=test, **about)
@@ -170,6 +177,7 @@ def card(config):
     part = test["observe"] if test["observe"] in ("positions", "velocities") else f"entries {test['observe']}"
     seen = ["the whole observation" if test["observe"] == "full" else f"{part} only",
             *(f"{name} {test[name]}" for name in NOISE if test[name])]
+    cut = f"\n| truncated after (--max_episode_steps) | {test['max_episode_steps']} |" if test["max_episode_steps"] else ""
     return f"""---
 library_name: pytorch
 pipeline_tag: reinforcement-learning
@@ -199,7 +207,7 @@ model-index:
 |---|---|
 | mean return | {result} |
 | episodes | {test["episodes"]} |
-| mean length | {test["episode_length"]:.0f} |
+| mean length | {test["episode_length"]:.0f} |{cut}
 
 The deviation is over episodes of this one policy; it says nothing of other seeds.
 

@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 
 from support.system import Listener, events_folder, fail, keep_going, regular, write_file
@@ -43,7 +42,8 @@ def read_rows(path, end, info):
 
 
 def finished(path, check):
-    """Has a run come to its end? Raises ValueError, with one line, if it has, and its results are damaged or another run's.
+    """A run's JSON, if the run has come to its end, else None. Raises ValueError, with one line, if it has, and its results are
+    damaged or another run's.
 
     path: the run's results, without an ending; check: raises ValueError for flags that are not this run's (flags.check_same)
     """
@@ -51,9 +51,9 @@ def finished(path, check):
         with open(regular(path + ".json"), encoding="utf-8") as file:
             info = json.load(file)
         if info["finished"] is not True:
-            return False
+            return None
     except Exception:                                                  # a damaged file may raise anything
-        return False
+        return None
     try:
         for end in {".csv": None, **info.get("lines", {})}:
             read_rows(path, end, info)
@@ -63,7 +63,7 @@ def finished(path, check):
         raise ValueError(f"{path} has finished, but its results are damaged ({why}); put a copy in their place, or delete "
                          f"{path}.json, and it is run again") from None
     check(config)
-    return True
+    return info
 
 
 def mean_returns(path):
@@ -79,7 +79,7 @@ class Results(Listener):
 
     key = "results"
 
-    def __init__(self, run, name, config):
+    def __init__(self, run, name, config, command):
         self.path = os.path.join(run.results_dir, name)
         for old in (self.path + end for end in (".csv", ".json", ".staleness.csv", ".last.pt", ".best.pt", ".checkpoint")):
             if os.path.exists(old) and not (run.overwrite or run.resume):
@@ -92,7 +92,7 @@ class Results(Listener):
         except OSError as error:
             fail(f"--results_dir {run.results_dir} cannot be written: {error.strerror}; choose another")
         self.lines, self.best = ["step,episode,return,length,seconds"], -math.inf     # best: the best mean return
-        self.info = dict(config=config, command=" ".join(sys.argv), commit=commit(), finished=False,
+        self.info = dict(config=config, command=command, commit=commit(), finished=False,
                          versions={**versions(), "machine": processor()})
 
     def begin(self, step, saved):

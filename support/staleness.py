@@ -67,8 +67,15 @@ class Staleness(Listener):
         self.write()                                                   # again, in case the file was lost
 
     def write(self):
+        self.written = False
         with keep_going("the staleness"):
             write_file(self.path, "".join(f"{line}\n" for line in self.lines).encode())
+            self.written = True
+
+    def missing(self):
+        """Make a last attempt to write the file. Returns its name, in a list, if that fails."""
+        self.write()
+        return [] if self.written else [self.path]
 
     def save(self):
         return {"due": self.due, "lines": self.lines}

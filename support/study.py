@@ -24,7 +24,7 @@ COMMON, NONE = "common", "no memory"
 @dataclass
 class Study:
     arms: dict                  # name -> its table [[runs]]
-    cases: dict                 # name -> its table [[cases]], and how many runs are `planned`
+    cases: dict                 # name -> its table [[cases]] over [common], and how many runs are `planned`
     answers: dict               # question -> sentence, of those that are answered
     reference: dict             # question -> the common arm's own choice in it, in words
     seeds: int
@@ -37,13 +37,15 @@ def read(path, folder):
     try:
         with open(path, "rb") as file:
             toml = tomllib.load(file)
-        arms, cases = [{table["name"]: table for table in toml[kind]} for kind in ("runs", "cases")]
+        arms = {table["name"]: table for table in toml["runs"]}
+        cases = {table["name"]: {**toml.get("common", {}), **table} for table in toml["cases"]}
         assert {COMMON, NONE} <= set(arms), f"two of its [[runs]] must have the names '{COMMON}' and '{NONE}'"
         asked = {arm["question"] for arm in arms.values()}
         said = [toml.get(kind, {}) for kind in ("answers", "reference")]
         for question in {**said[0], **said[1]}:
             assert question in asked, f"'{question}' in [answers] or [reference] must be the question of some [[runs]]"
         for name, case in cases.items():
+            assert {"policy", "env"} <= case.keys(), f"the case '{name}' needs a policy and an env"
             case["planned"] = sum(len(tables.seeds_of(arm, case, toml["seeds"]))
                                   for arm in arms.values() if arm["name"] not in tables.left_out(case))
             where = os.path.join(folder, tables.name(name))
@@ -93,7 +95,8 @@ def summarise(study):
 
 def task(case):
     """A case's task in words, and what is seen of it if that is not all."""
-    return tasks.task(case["env"], f"\n{case['observe']} only" if case.get("observe", "full") != "full" else "")[0]
+    seen = case.get("observe", "full")
+    return tasks.task(case["env"], f"\n{tasks.what_is_seen(seen)}" if seen != "full" else "")[0]
 
 
 def words(study, arm):

@@ -10,6 +10,8 @@ import sys
 
 from filelock import FileLock, Timeout
 
+PATIENCE = 30                                                              # seconds to wait for a process that is ending
+
 
 class BadInput(SystemExit):
     """Ends the program with exit code 2. line: what was wrong and what would be right."""

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from support.results import read_info, read_rows
-from support.system import alone, regular, write_file
+from support.system import PATIENCE, alone, regular, write_file
 
 STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last"]
 
@@ -70,7 +70,7 @@ def collected(path):
     for arm, seed, written in zip(runs["arm"], runs["seed"], runs.get("evaluations", [""] * len(runs))):
         if there[arm, seed] == 0 or written not in ("", str(there[arm, seed])):    # older tables do not say how many
             raise damaged(path + ".csv", f"{there[arm, seed]} of {written} evaluations of {arm}, seed {seed}, are there")
-    return {row["run"]: row for row in runs.to_dict("records")} if "run" in runs else {}
+    return {row["run"]: row for row in runs.to_dict("records")}
 
 
 def text_of(value):
@@ -120,14 +120,13 @@ def collect(path, arm, order, run, check):
     try:
         info = read_info(run, check)
         rows, config, key = evaluations(run, info), info["config"], {"arm": arm, "seed": info["config"]["seed"]}
-        times = {name: round(info[kept] / 60, 2) for name, kept in (("minutes", "seconds"), ("cpu_minutes", "cpu_seconds"))
-                 if kept in info}
+        times = {"minutes": round(info["seconds"] / 60, 2), "cpu_minutes": round(info["cpu_seconds"] / 60, 2)}
         row = {**key, "run": os.path.basename(run), "evaluations": len(rows), "commit": info.get("commit", ""),
                **info.get("versions", {}), **times, "resumed": len(info.get("resumed", [])),
                **{k: v for k, v in config.items() if k not in key}}
     except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"its results are damaged: {' '.join(str(error).split())[:150]}") from None
-    with alone(path, 30):
+    with alone(path, PATIENCE):
         collected(path)                                                # raises before a damaged table is written again
         for end, new in ((".csv", rows.assign(**key)), (".runs.csv", pd.DataFrame([row]))):
             new = new[list(key) + [column for column in new if column not in key]]

@@ -15,11 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)
 
 import main  # noqa: E402
-from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
 from networks import MLP  # noqa: E402
 from support import data  # noqa: E402
-from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)
 DISCRETE_SPEC = EnvSpec(3, 2, True)
@@ -139,6 +137,7 @@ class Toy:
         self.lengths = [itertools.cycle(x) for x in lengths]
         self.rng = np.random.default_rng(seed)
         self.record = []                                               # every Step, in order of time
+        self.by_state, self.by_place = {}, {}                          # the same, by observation; by environment, episode, t
         self.episode, self.t = [-1] * self.num_envs, [0] * self.num_envs
         self.length = [0] * self.num_envs
         spec = agent.spec
@@ -176,9 +175,11 @@ class Toy:
             next_row = np.concatenate([next_state, action, reward[:, None]], 1)
             self.buffer.add(self.state.copy(), action, reward, next_state, terminated, truncated, self.hidden.copy(), next_hidden)
             for env in range(self.num_envs):
-                played.append(Step(env, self.episode[env], self.t[env], self.row[env].copy(), self.hidden[env].copy(),
-                                   self.state[env].copy(), action[env], reward[env], next_state[env], next_row[env],
-                                   next_hidden[env], terminated[env], truncated[env]))
+                step = Step(env, self.episode[env], self.t[env], self.row[env].copy(), self.hidden[env].copy(),
+                            self.state[env].copy(), action[env], reward[env], next_state[env], next_row[env],
+                            next_hidden[env], terminated[env], truncated[env])
+                self.by_state[step.state.tobytes()] = self.by_place[env, self.episode[env], self.t[env]] = step
+                played.append(step)
                 self.t[env] += 1
             self.state, self.row, self.hidden = next_state.copy(), next_row.copy(), next_hidden.copy()
             for env in np.flatnonzero(done):
@@ -195,14 +196,10 @@ class Toy:
 
     def find(self, state):
         """The recorded step that was taken from this observation (all observations differ)."""
-        if len(getattr(self, "_steps", ())) != len(self.record):
-            self._steps = {step.state.tobytes(): step for step in self.record}
-        return self._steps[np.asarray(state, dtype()).tobytes()]
+        return self.by_state[np.asarray(state, dtype()).tobytes()]
 
     def at(self, env, episode, t):
-        if len(getattr(self, "_places", ())) != len(self.record):
-            self._places = {(step.env, step.episode, step.t): step for step in self.record}
-        return self._places[env, episode, t]
+        return self.by_place[env, episode, t]
 
     def stored(self):
         """The steps that the buffer must hold: of each stream's rows, one per observation, the newest `capacity` remain,
@@ -274,9 +271,8 @@ def make_on_policy(module, spec=None, seed=0, **flags):
 
 
 def make_buffer(agent, size=400, num_envs=2, seed=0, on_device=False):
-    kind = agent.buffer_class if isinstance(agent, Agent) else Buffer
-    return kind(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_dim, num_envs, seed, agent.device,
-                agent.cfg.stored_precision if hasattr(agent, "cfg") else "float32", on_device)
+    return agent.buffer_class(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_dim, num_envs, seed,
+                              agent.device, agent.cfg.stored_precision, on_device)
 
 
 def spy(monkeypatch, thing, name):
@@ -377,7 +373,7 @@ class Plain(nn.Module):
 def networks_of(agent):
     """Each network, and its part of the memory."""
     size = agent.actor.core.hidden_dim
-    return [(agent.actor, slice(None, size)), *[(agent.critic, slice(size, None))] * agent.critic_remembers]
+    return [(agent.actor, slice(None, size)), *[(agent.critic, slice(size, None))] * agent.acting_advances_critic]
 
 
 def reproduced(agent, buffer):

@@ -103,7 +103,7 @@ def test_log_probability_far_out():
     agent = make_agent(SAC, hidden_layers=0)
     with torch.no_grad():
         agent.actor.mlp.biases[0][..., :SPEC.action_dim] = 50
-    action, log_prob = agent.actor.sample(torch.zeros(4, SPEC.state_dim))
+    action, log_prob = agent.actor.sample_action(torch.zeros(4, SPEC.state_dim))
     log_prob.sum().backward()
     assert (action == 1).all() and log_prob.isfinite().all()
     assert all(p.grad.isfinite().all() for p in agent.actor.mlp.parameters())

@@ -438,7 +438,9 @@ FAILURES = [
     *[(SPARSELY, [no_room(n), at(39)], CRASHED, WARNING, step)
       for n, step in ((6, 32), (7, 32), (8, 32), (9, 32), (12, 32), (13, 32), (14, 24), (15, 24))],
     # Full at its end, a run is not finished
-    (TINY, [full_from(35)], 1, rf"(?s){WARNING}*error: the run has come to its end.*--resume.*", 32),
+    *[(f"{TINY}{more}", [full_from(35)], 1, rf"(?s){WARNING}*error: the run has come to its end.*{more[3:]}.*--resume.*", 32)
+      for more in ("", " --staleness")],
+    *[(f"{TINY} --staleness", [no_room(n)], DONE, WARNING, None) for n in range(WRITES + 2, WRITES + 6)],
     # Someone deletes the results, or the checkpoints: the next ones are complete
     *[(SPARSELY, [at(19, deleted), at(39)], CRASHED, "", 32) for deleted in (no_results, no_folder)],
     (f"{TINY} --checkpoint_freq 30", [at(29)], CRASHED, "", 0),
@@ -514,6 +516,16 @@ def test_a_model_that_someone_deleted(scored):
     os.remove(scored.path + ".best.pt")
     assert scored.play("--resume").code == 0
     assert scored.outcome()["best"]["step"] == 40
+
+
+@pytest.mark.parametrize("step,best", [(20, 40), (60, None)])
+def test_models_since_a_resume(step, best, scored):
+    """The best one is of the best evaluation of all, or there is none: evaluations before it have left no model."""
+    scored.argv.remove("--save_model")
+    scored.crash(at(step))
+    assert scored.play("--resume", "--save_model").code == 0
+    assert scored.outcome()["last"]["step"] == 120
+    assert scored.outcome()["best"]["step"] == best if best else not os.path.exists(scored.path + ".best.pt")
 
 
 # ---------------------------------------------------------------------- signals
@@ -616,12 +628,11 @@ def all_but(*endings):
 
 
 def older(run):
-    """Checkpoints as earlier versions wrote them: without returns of training episodes, and flags that came later."""
+    """Checkpoints of an earlier version, without flags that came later."""
     for path in (os.path.join(run.folder, name) for name in FILES if name.endswith(".state")):
         state = unpack(path)
-        for part, names in ("steps", ("total", "returns")), ("config", ("env_kwargs", "keep_checkpoint")):
-            for key in names:
-                del state[part][key]
+        for key in ("env_kwargs", "keep_checkpoint"):
+            del state["config"][key]
         with open(path, "wb") as file:
             file.write(pack(state))
 

@@ -101,7 +101,8 @@ def test_what_the_config_says(folder):
 
 
 def test_what_the_card_says(folder, tested, tmp_path):
-    (returns, lengths), out = tested(folder[1], "--eval_episodes", "3", "--flicker", "0.25", "--export", str(tmp_path / "model"))
+    (returns, lengths), out = tested(folder[1], "--eval_episodes", "3", "--flicker", "0.25", "--max_episode_steps", "150",
+                                     "--export", str(tmp_path / "model"))
     text = (tmp_path / "model" / "README.md").read_text()
     result = f"{np.mean(returns):.2f} +/- {np.std(returns):.2f}"
     _, front, body = text.split("---\n", 2)
@@ -109,7 +110,8 @@ def test_what_the_card_says(folder, tested, tmp_path):
                  "    - type: mean_reward", f"      value: \"{result}\"", "      type: \"Pendulum-v1\""):
         assert line in front.splitlines(), line
     for words in ("# TD3 on Pendulum-v1", "LSTM in actor and critic", "positions only, flicker 0.25", "step 240", result,
-                  "| episodes | 3 |", "| mean length | 200 |", "python main.py --test --load_model"):
+                  "| episodes | 3 |", "| mean length | 150 |\n| truncated after (--max_episode_steps) | 150 |",
+                  "python main.py --test --load_model"):
         assert words in body, words
     yaml = pytest.importorskip("yaml")
     data = yaml.safe_load(front)

@@ -28,7 +28,7 @@ from conftest import recorded
 
 import main
 from agent import MemoryFlags
-from flags import BEFORE, ELSEWHERE, POLICIES, RunFlags, defaults_of, parse, run_name
+from flags import BEFORE, ELSEWHERE, POLICIES, RunFlags, defaults_of, env_options, parse, run_name
 from support import models
 from support import results as output
 from utils import Buffer
@@ -263,6 +263,8 @@ def test_help_shows_the_values_that_this_run_would_have(trained, help_of):
     ("--policy A2C --recurrent --seq_len 17", ["--seq_len 17 is more than a rollout of --rollout_steps 16"]),
     ("--policy PPO --rollout_steps 31", ["--batch_size 256 is more than a rollout of 8 x 31 steps", "smaller --batch_size"]),
     ("--policy PPO --max_timesteps 2040", ["--max_timesteps 2040 trains nothing", "after 2048 steps", "smaller --rollout_steps"]),
+    *[(f"--policy {policy}", ["trains nothing", "where --lr_decay has reached 0"])
+      for policy in ("PPO --max_timesteps 2048", "A2C --max_timesteps 64 --num_envs 4", "TD3 --max_timesteps 5001")],
     ("--policy A2C --max_timesteps 30 --num_envs 3", ["--max_timesteps 30 trains nothing", "after 48 steps"]),
     ("--policy REINFORCE --batch_size 9 --max_timesteps 8", ["--max_timesteps 8 trains nothing", "smaller --batch_size"]),
     *[(f"--policy {policy} --start_timesteps 50 --max_timesteps 50", ["--max_timesteps 50 trains nothing", "--start_timesteps"])
@@ -354,9 +356,10 @@ def test_sizes_that_a_rollout_holds(words, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [
-    "--policy PPO --max_timesteps 2041",                               # eight environments step together
-    "--start_timesteps 50 --batch_size 8 --replay_ratio 4 --max_timesteps 52",
-    "--policy REINFORCE --batch_size 9 --max_timesteps 9", "--policy BCQ --dataset a/b-v0 --max_timesteps 1",
+    "--policy PPO --max_timesteps 2041 --no-lr_decay",                 # eight environments step together
+    "--policy PPO --max_timesteps 2049", "--start_timesteps 50 --batch_size 8 --replay_ratio 4 --max_timesteps 53",
+    "--start_timesteps 50 --batch_size 8 --replay_ratio 4 --max_timesteps 52 --no-lr_decay",
+    "--policy REINFORCE --batch_size 9 --max_timesteps 10", "--policy BCQ --dataset a/b-v0 --max_timesteps 1",
     "--max_timesteps 9 --record random/hopper-v0"])                    # random actions are what is recorded
 def test_the_shortest_runs_that_are_of_use(words):
     assert parse(words.split())[1].max_timesteps < 3000
@@ -528,7 +531,7 @@ def test_a_model_names_no_module_to_import(kind, env, trained, refused, tmp_path
         torch.save(model, path)
     else:
         pytest.importorskip("safetensors")
-        models.save(path, model, parse([])[0], [0], [1], dict(versions={}, commit=""))
+        models.save(path, model, dict(env=env, **env_options(parse([])[0])), [0], [1], dict(versions={}, commit=""))
     error = refused(["--test", "--load_model", path], ["the module", "trap", f"add --env {env}"])
     assert "--load_model" in error and not trap()
     main.main(["--test", "--load_model", path, "--eval_episodes", "1", "--env", "Pendulum-v1"])
@@ -1040,7 +1043,7 @@ def test_output_to_a_file_is_lines(tmp_path):
     text = (tmp_path / "out").read_bytes().decode()
     assert "\r" not in text and "\x1b" not in text and "%|" not in text and "nan" not in text
     lines = text.splitlines()
-    assert re.fullmatch(r"buffer: [\d,]+ rows, \d+ kB of RAM when full", lines[0])
+    assert re.fullmatch(r"buffer: [\d,]+ rows, [\d.]+kB of RAM when full", lines[0])
     assert re.fullmatch(r"DDPG on InvertedPendulumBulletEnv-v0, seed 0: 240 steps, results in \S+\.csv", lines[1])
     assert re.fullmatch(r"step 0 of 240: return -?[\d.]+ \+- [\d.]+", lines[2])
     for line, step in zip(lines[3:6], (100, 200, 240), strict=True):
@@ -1120,11 +1123,6 @@ def test_the_return_of_training_episodes_is_shown(tmp_path, capsys, monkeypatch)
     assert lines[0].startswith("step 0 of 1,002: ") and "in training" not in lines[0]
     assert len(ended) > 12 and lines[-1].startswith("step 1,002 of 1,002: ")
     assert f", in training {np.mean(ended[-10:]):.1f}, " in lines[-1]
-
-
-@pytest.mark.parametrize("size,words", [(0, "0 bytes"), (999, "999 bytes"), (51_234, "51 kB"), (4e6, "4 MB"), (2.14e9, "2.1 GB")])
-def test_sizes_are_said_in_a_unit_that_suits(size, words):
-    assert main.amount(size) == words
 
 
 def test_a_clock_that_stands_still(clock, tmp_path, capsys):

@@ -639,6 +639,14 @@ def test_a_run_that_is_named_by_both_of_its_files_is_read_once(results, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_is_half_written_or_of_another_program_is_no_run(results, capsys):
+    path = write_run(results)
+    for name in (path + ".csv.new", path + ".json.new", str(results / "notes.jsonl"), str(results / "style.css")):
+        with open(name, "w") as file:
+            file.write("x")
+    assert len(draw(results)) == 1 and capsys.readouterr().err == ""
+
+
 def test_no_results(results, capsys):
     assert "run main.py first" in refused(results, capsys)
     assert "nowhere.json is no file" in refused(results / "nowhere", capsys)

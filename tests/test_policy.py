@@ -1,4 +1,5 @@
 """A trained policy used from Python (policy.py), and main.run: the same numbers as the command line, to the bit."""
+import json
 import os
 import shutil
 
@@ -108,7 +109,7 @@ def test_a_memory_that_begins_is_empty(models):
 def test_observations_of_several_parts():
     from policy import parts
     space = gym.spaces.Tuple([gym.spaces.Discrete(3), gym.spaces.Box(0, 1, (2,))])
-    assert parts(space, (1, np.zeros(2))) is None
+    assert parts(space, (1, np.zeros(2))) is None and parts(space, 3) is None and parts(space, None) is None
     assert [(a, list(b)) for a, b in parts(space, (np.array([1, 2]), np.eye(2)))] == [(1, [1, 0]), (2, [0, 1])]
 
 
@@ -179,6 +180,9 @@ def test_what_a_training_returns(tmp_path, capsys):
     assert len(returns) == 3 and lengths == [200] * 3
     assert f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} over 3 episodes" in capsys.readouterr().out
     assert main.main(argv + ["--overwrite"]) is None
+    with open(main.run([*argv, "--seed", 3, "--env_kwargs", "g=9.0"]).path + ".json") as file:        # 3 is no text
+        command = json.load(file)["command"]
+    assert command == " ".join(["python main.py", *argv, "--seed 3 --env_kwargs g=9.0"])
 
 
 @pytest.mark.parametrize("argv", ["--policy TD4", "--lr x", "--seeed 1", "--env Pendulun-v1", "--policy PPO --memory_size 5",

@@ -327,7 +327,7 @@ def test_environments_are_looked_at_in_turn(tmp_path, monkeypatch):
     """All before the first checkpoint, then one before each."""
     repeats, seen = Replayable.repeats, []
     monkeypatch.setattr(Replayable, "repeats", lambda env, make: seen.append(env) or repeats(env, make))
-    Run(f"{PLAIN} --num_envs 3", tmp_path, max_timesteps=24, checkpoint_freq=3).play()
+    Run(f"{PLAIN} --no-lr_decay --num_envs 3", tmp_path, max_timesteps=24, checkpoint_freq=3).play()
     order = list(dict.fromkeys(map(id, seen)))
     assert [order.index(id(env)) for env in seen] == [0, 1, 2, 1, 2, 0, 1, 2, 0]
 

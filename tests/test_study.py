@@ -352,6 +352,18 @@ def test_what_cannot_be_drawn_is_said_in_one_line(made, spoil, says, capsys):
     assert stop.value.code == 2 and out == "" and re.fullmatch(r"error: [^\n]+\n", error) and says in error
 
 
+def test_flags_that_all_runs_share(made):
+    """In [common] they are as good as in each case."""
+    before = draw(made)
+    text = STUDY.replace('policy = "PPO"\n', "", 1)
+    assert text != STUDY
+    (made / "study.toml").write_text(text.replace("core_size = 4", 'core_size = 4\npolicy = "PPO"'))
+    assert draw(made).equals(before)
+    (made / "study.toml").write_text(text)
+    with pytest.raises(SystemExit):
+        draw(made)
+
+
 def test_planned_runs_are_those_that_the_sweep_would_make(made):
     """Arms and cases may have seeds of their own."""
     text = STUDY.replace('env = "Cue10-v0"', 'env = "Cue10-v0"\nseeds = [100, 101]').replace(
