@@ -440,7 +440,6 @@ FAILURES = [
     # Full at its end, a run is not finished
     *[(f"{TINY}{more}", [full_from(35)], 1, rf"(?s){WARNING}*error: the run has come to its end.*{more[3:]}.*--resume.*", 32)
       for more in ("", " --staleness")],
-    *[(f"{TINY} --staleness", [no_room(n)], DONE, WARNING, None) for n in range(WRITES + 2, WRITES + 6)],
     # Someone deletes the results, or the checkpoints: the next ones are complete
     *[(SPARSELY, [at(19, deleted), at(39)], CRASHED, "", 32) for deleted in (no_results, no_folder)],
     (f"{TINY} --checkpoint_freq 30", [at(29)], CRASHED, "", 0),
