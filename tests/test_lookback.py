@@ -90,7 +90,7 @@ def test_the_same_row_in_its_own_place_moves_nothing(policy):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny policy's file."""
-    words = ("--policy PPO --env Cue10-v0 --max_timesteps 64 --rollout_steps 8 --batch_size 64 --recurrent --seq_len 4 "
+    words = ("--policy PPO --env Cue10-v0 --max_timesteps 128 --rollout_steps 8 --batch_size 64 --recurrent --seq_len 4 "
              "--core_size 4 --hidden_size 4 --eval_episodes 1 --save_model")
     return main.run([*words.split(), "--results_dir", str(tmp_path_factory.mktemp("model"))]).path + ".last.pt"
 
