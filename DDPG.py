@@ -101,7 +101,7 @@ class DDPG(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
         hidden_critic = self.start_hidden(batch, self.critic)                   # (B, core's hidden_dim)
         target_hidden_actor = self.start_hidden(batch, self.actor_target)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)

@@ -152,7 +152,7 @@ class PPO(Agent):
                 batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
                 history = batch.history                                         # (b, L + 1, row)
 
-                # Each network's memory at the windows' first step. With --burn_in it first reads the steps before the window
+                # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
                 hidden_actor = self.start_hidden(batch, self.actor)             # (b, core's hidden_dim)
                 hidden_critic = self.start_hidden(batch, self.critic)
 

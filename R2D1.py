@@ -154,7 +154,7 @@ class R2D1(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
         hidden = self.start_hidden(batch, self.critic)                          # (B, core's hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 

@@ -125,7 +125,7 @@ class SAC(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before the window
+        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)

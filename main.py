@@ -250,7 +250,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None, comma
             if isinstance(error, Faulty):
                 raise Faulty(f"{error}, after {unit} {steps.step:,} of the run; results so far are in {path}.csv") from error
             raise
-        missing = [file for part in (kept, staleness) if part for file in part.missing()]
+        missing = listeners.missing()
         if missing or not results.finish(staleness):
             raise Failed(f"the run has come to its end, but {' and '.join(missing) or 'the results'} could not be written; make "
                          "room, then run the same command with --resume")

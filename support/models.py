@@ -113,7 +113,6 @@ class Models(Listener):
                     self.unwritten.discard(which)
 
     def missing(self):
-        """Make a last attempt to write the files. Returns those that are still missing."""
         self.write()
         return [self.name(which) for which in ("last", "best") if which in self.unwritten or
                 which in self.held and not os.path.exists(self.name(which))]

@@ -73,7 +73,6 @@ class Staleness(Listener):
             self.written = True
 
     def missing(self):
-        """Make a last attempt to write the file. Returns its name, in a list, if that fails."""
         self.write()
         return [] if self.written else [self.path]
 

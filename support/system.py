@@ -170,6 +170,10 @@ class Listener:
     def evaluated(self, step, returns, lengths):
         """The agent has been evaluated: lists of the episodes' returns and lengths."""
 
+    def missing(self):
+        """At the run's end: make a last attempt to write what could not be written. Returns the files that are still missing."""
+        return []
+
     def save(self):
         """What `begin` needs to go on, in plain values. By default nothing."""
 
@@ -202,6 +206,9 @@ class Listeners:
     def evaluated(self, step, returns, lengths):
         for listener in self.all:
             listener.evaluated(step, returns, lengths)
+
+    def missing(self):
+        return [file for listener in self.all for file in listener.missing()]
 
     def save(self):
         return {listener.key: listener.save() for listener in self.all}
