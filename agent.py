@@ -104,7 +104,7 @@ class MemoryFlags:
                 name, first = "rollout_steps", config["rollout_steps"] * envs
             elif config.get("replay_ratio"):
                 name, first = "start_timesteps", config["start_timesteps"] + first / config["replay_ratio"]
-            zero = config.get("lr_decay") and config["max_timesteps"] <= first     # an update at the run's last step has rate 0
+            zero = config.get("lr_decay", False) and config["max_timesteps"] <= first  # an update at the last step has rate 0
             refuse(zero or math.ceil(config["max_timesteps"] / envs) * envs < first,
                    f"--max_timesteps {config['max_timesteps']} trains nothing: the first update comes after {first:.0f} steps"
                    f"{', where --lr_decay has reached 0' * zero}; choose a larger --max_timesteps, or a smaller --{name}")

@@ -365,6 +365,15 @@ def test_the_shortest_runs_that_are_of_use(words):
     assert parse(words.split())[1].max_timesteps < 3000
 
 
+def test_an_algorithm_of_ones_own_needs_no_lr_decay():
+    cls = importlib.import_module("TD3").HyperParameters
+    config = {**defaults_of(RunFlags), **defaults_of(cls)}
+    del config["lr_decay"]
+    cls.check(config, {})
+    with pytest.raises(ValueError, match=r"after 5001 steps; choose"):
+        cls.check(config | dict(max_timesteps=5000), {})
+
+
 def test_random_command_lines(capsys):
     """Whatever the command line: it is understood, or refused in one line with exit code 2; never a traceback."""
     rng = random.Random(0)
