@@ -79,6 +79,10 @@ class HyperParameters(MemoryFlags):
                              f"add --n_steps {config['seq_len']} or a smaller one, or choose a larger --seq_len")
         if config["test"]:                                                 # a test draws no windows
             return
+        rows = config["num_envs"] * (1 + (0 if config["seq_len"] == "full" else config["seq_len"]))
+        if config["memory_size"] < rows:
+            raise ValueError(f"--memory_size {config['memory_size']} holds no window of --seq_len {config['seq_len']}; choose "
+                             f"{rows} or more")
         for name in ("priority_max", "importance_exponent"):
             if config["priority_exponent"] == 0 and config[name] != vars(cls)[name]:
                 raise ValueError(f"--{name} is of no use with --priority_exponent 0, which draws windows uniformly; leave it out")

@@ -337,11 +337,11 @@ class Buffer:
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_dim)."""
         mask = batch.mask.cpu()
         real_rows = torch.cat([mask[:, :1], mask], 1)                  # (B, L + 1): the first, and a row after each step
-        index, states = batch.index[real_rows], states[real_rows.to(states.device)].to(self.hidden.dtype)
-        self.hidden[index] = states.cpu()
+        index = batch.index[real_rows]                                 # windows may share rows: of each row one state is kept
+        self.hidden[index] = states[real_rows.to(states.device)].to(self.hidden.dtype).cpu()
         self.changed[index.numpy()] = True
-        if self.on_device:
-            self.device_hidden[index.to(self.device)] = states
+        if self.on_device:                                             # the one that the CPU kept: a GPU may keep another
+            self.device_hidden[index.to(self.device)] = self.hidden[index].to(self.device)
 
 
 class SumTree:

@@ -140,6 +140,15 @@ def test_update_is_plain_bcq(float64, monkeypatch, flags):
     assert all((a - b).abs().max() > 1e-4 for a, b in zip(before, weights_of(agent), strict=True))     # each has learned
 
 
+def test_a_moved_action_is_an_action():
+    """The perturbation leads nowhere that the environment would not go."""
+    actor = make_agent(BCQ, phi=0.5).actor
+    with torch.no_grad():
+        actor.perturbation.biases[-1].fill_(5)                         # up, by all that is allowed
+        action = torch.tensor([[-0.9, 0.9]])
+        assert torch.allclose(actor.perturb(torch.zeros(1, 3), action), torch.tensor([[-0.4, 1.0]]), atol=1e-2)
+
+
 def test_acts_by_the_best_of_its_candidates():
     """Perturbed actions of one set of latents, the first twin's favourite; both memories advance; nothing is random."""
     agent = make_agent(BCQ, act_candidates=7, **RECURRENT)

@@ -100,3 +100,5 @@ def test_exploration(module):
     assert np.abs(explored).max() <= 1 and explored.dtype == np.float32
     assert np.median(explored, 0) == pytest.approx(policy, abs=0.1)
     assert explored.std() == pytest.approx(0.5, abs=0.15)
+    noise = np.corrcoef((explored - policy).reshape(-1, 4).T)          # two environments, two entries: each has its own
+    assert np.abs(noise - np.eye(4)).max() < 0.2

@@ -383,6 +383,20 @@ def test_a_loaded_agent_is_the_saved_one(module):
         assert getattr(agent, name) == getattr(saved, name) != getattr(make_agent(module), name)
 
 
+@of(POLICIES)
+def test_a_loaded_agent_goes_on_learning(module):
+    """All that it learns: its optimizers hold the weights, and SAC's temperature, that were loaded."""
+    agent, buffer, _ = make(module, seed=1, **STORED)
+    agent.load_state_dict(make(module, **STORED)[0].state_dict())
+
+    def learned():
+        temperature = [agent.log_alpha] if module.__name__ == "SAC" else []
+        return [p.detach().clone() for p in [*agent.actor.parameters(), *agent.critic.parameters(), *temperature]]
+    before = learned()
+    agent.train(buffer)
+    assert not any(torch.equal(a, b) for a, b in zip(before, learned(), strict=True))
+
+
 # ---------------------------------------------------------------------- learning
 
 CHAIN = dict(discount=0.9, lr_decay=False, horizon_growth=1)

@@ -55,6 +55,22 @@ class Counter(gym.Env):
         return self.observe(), float(self.t), done and self.terminates, done and not self.terminates, {}
 
 
+class Uneven(Counter):
+    """Its episodes are of one to six steps, and end by termination or by truncation. Its observation is a number of the episode's
+    own, and the number of steps since the reset."""
+
+    mark = 0.0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.mark, self.terminates = self.np_random.random(), self.np_random.random() < 0.5
+        self.length = self.np_random.integers(1, 7)
+        return self.observe(), {}
+
+    def observe(self):
+        return np.array([self.mark, self.t, 0, 0], np.float32)
+
+
 class Noisy(Counter):
     """Prints from Python and cannot be made without an argument."""
 
@@ -138,6 +154,7 @@ TOYS = {
 }
 for env_id, kwargs in TOYS.items():
     gym.register(env_id, Counter, kwargs=kwargs, disable_env_checker=True)
+gym.register("TestUneven-v0", Uneven, disable_env_checker=True)
 gym.register("TestNoisy-v0", Noisy, disable_env_checker=True)
 gym.register("TestSymbol-v0", Symbols, kwargs=dict(observation_space=gym.spaces.Discrete(5, start=3)))
 gym.register("TestSymbols-v0", Symbols, kwargs=dict(observation_space=gym.spaces.MultiDiscrete([4, 3])))

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import test_envs  # noqa: F401  (registers toy environments)
 import torch
-from conftest import recorded
+from conftest import recorded, spy
 
 import main
 from agent import MemoryFlags
@@ -942,14 +942,14 @@ def test_evaluation_starts_every_episode_from_zero():
 
 
 def test_what_the_loop_gives_to_agent_and_buffer(tmp_path, monkeypatch):
-    """On a world that counts its steps: every stored step is what happened, the last observation of an episode included."""
-    stored = []
+    """In three worlds that count their steps, and end at different times: every stored step is what happened, an episode's last
+    observation included. Memory, previous action and previous reward begin anew with an episode, in its environment alone."""
+    stored, rows, cls = [], [], importlib.import_module("TD3").TD3
 
     class Recorder(Buffer):
         def add(self, *args):
             stored.append([np.array(x) for x in args])
             super().add(*args)
-    rows, cls = [], importlib.import_module("TD3").TD3
     monkeypatch.setattr(cls, "buffer_class", Recorder)
     act = cls.act
 
@@ -958,21 +958,55 @@ def test_what_the_loop_gives_to_agent_and_buffer(tmp_path, monkeypatch):
             rows.append(row.copy())
         return act(agent, row, hidden, explore)
     monkeypatch.setattr(cls, "act", noted)
-    run(tmp_path, tiny("TD3", "TestCounter-v0", *RECURRENT, "--num_envs", "2", "--hidden_init", "stored"))
-    after = before = None
-    for k, (state, action, reward, next_state, terminated, truncated, hidden, next_hidden) in enumerate(stored):
-        episode, t = divmod(k, 5)
-        assert np.all(state == 100 * (episode + 2) + t) and np.all(next_state == state + 1) and np.all(reward == t + 1)
-        assert not terminated.any() and np.all(truncated == (t == 4))
-        assert action.shape == (2, 1) and np.all(abs(action) <= 1)
-        assert np.all(hidden == 0) if t == 0 else np.array_equal(hidden, after)
-        # What it acts from: the previous action and reward beside the observation, none at an episode's start
-        perceived = [np.zeros((2, 2))] if t == 0 else before
-        assert np.array_equal(rows[k], np.concatenate([state, *perceived], 1))
-        before = action, reward[:, None]
-        assert next_hidden.any()                                       # memory advances in the random warm-up too
-        after = next_hidden
-    assert len(stored) == len(rows) == 120
+    run(tmp_path, tiny("TD3", "TestUneven-v0", *RECURRENT, "--num_envs", "3", "--hidden_init", "stored"))
+    begins, before, after, seen = [True] * 3, None, None, set()
+    for row, (state, action, reward, next_state, terminated, truncated, hidden, next_hidden) in zip(rows, stored, strict=True):
+        assert action.shape == (3, 1) and np.all(abs(action) <= 1)
+        assert next_hidden.any(1).all()                                # memory advances in the random warm-up too
+        for e in range(3):
+            mark, t = state[e, :2]
+            assert (t == 0) == begins[e] and reward[e] == t + 1
+            assert np.array_equal(next_state[e], np.float32([mark, t + 1, 0, 0]))      # of the same episode
+            # What it acts from: the previous action and reward beside the observation, none at an episode's start
+            assert np.array_equal(row[e], np.float32([*state[e], 0, 0] if begins[e] else [*state[e], *before[e], t]))
+            assert np.array_equal(hidden[e], 0 * hidden[e] if begins[e] else after[e])
+        begins, before, after = terminated | truncated, action, next_hidden
+        seen.add((terminated.any(), truncated.any(), begins.all()))
+    assert len(stored) == 80 and {(True, False, False), (False, True, False)} <= seen
+
+
+def test_evaluation_sees_what_training_sees(tmp_path, monkeypatch):
+    """Here nothing, as every sensor fails."""
+    seen, cls = {True: [], False: []}, importlib.import_module("TD3").TD3
+    act = cls.act
+    monkeypatch.setattr(cls, "act", lambda agent, row, hidden, explore=True:
+                        seen[explore].append(row[:, :3]) or act(agent, row, hidden, explore))
+    run(tmp_path, tiny("TD3", "Pendulum-v1", "--sensor_dropout", "1"))
+    assert all(rows and not np.any(rows) for rows in seen.values())
+
+
+def test_a_run_trains_at_the_pace_of_replay_ratio(tmp_path, monkeypatch):
+    """Also where several updates are due at once: eight for each step that four environments take together."""
+    batches = spy(monkeypatch, Buffer, "sample")
+    run(tmp_path, tiny("TD3", "Pendulum-v1", "--num_envs", "4", "--start_timesteps", "8", "--batch_size", "8",
+                       "--replay_ratio", "16", "--max_timesteps", "40"))
+    assert sum(batch.steps for batch in batches) == 16 * (40 - 8)
+
+
+def test_a_run_keeps_its_steps_as_flags_say(tmp_path, monkeypatch):
+    """--memory_size is the bound, --stored_precision that of the hidden states, --seed decides what is drawn."""
+    made, cls = [], importlib.import_module("TD3").TD3
+
+    class Kept(Buffer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append((self, self.rng.bit_generator.state))
+    monkeypatch.setattr(cls, "buffer_class", Kept)
+    for seed in "01":
+        run(tmp_path / seed, tiny("TD3", "Pendulum-v1", *RECURRENT, "--hidden_init", "stored", "--memory_size", "50",
+                                  "--stored_precision", "float16", "--seed", seed))
+    (buffer, drawn), (_, other) = made
+    assert len(buffer.rows) == 50 and buffer.hidden.dtype == torch.float16 and drawn != other
 
 
 @pytest.mark.parametrize("policy,env_id", RUNS)

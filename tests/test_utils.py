@@ -50,7 +50,8 @@ def check_windows(batch, game, burn_in, stored=None, kept=frozenset()):
     everything = []
     for b in range(B):
         n = int(batch.mask[b].sum())
-        assert n > 0 and batch.mask[b, :n].all()                       # padding lies at the end
+        assert n > 0 and batch.mask[b, :n].all()                       # padding lies at the end, and repeats the last row
+        assert (batch.history[b, n:] == batch.history[b, n]).all()
         first = game.find(fields["state"][b, 0].numpy())
         steps = [game.at(first.env, first.episode, first.t + i) for i in range(n)]    # one episode, in order of time
         for i, step in enumerate(steps):
@@ -285,6 +286,13 @@ def test_every_stored_step_is_sampled_equally_often(seq_len, burn_in, batch_size
         np.add.at(counts[m], columns[batch.index[:, :-1][batch.mask].numpy()], 1)
     assert counts.sum(0).min() > 0
     assert uneven(counts) > 1e-4
+    # Many steps together show smaller differences than each for itself
+    ended = {(s.env, s.episode) for s in game.record if s.terminated or s.truncated}
+    last = {(env, episode): t for env, episode, t in sorted(stored)}
+    for which in (lambda s: s[2] == 0, lambda s: s[2] == last[s[:2]], lambda s: s[:2] not in ended):
+        columns = [k for s, k in stored.items() if which(s)]
+        more = counts[:, columns].mean(1) - counts.mean(1)
+        assert columns and abs(more.mean()) < 4 * more.std() / M ** 0.5
 
 
 @pytest.mark.parametrize("seq_len", [1, 8])
