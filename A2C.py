@@ -6,12 +6,14 @@ Run:   python main.py --policy A2C --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and common implementations:
 1. Actor and critic are separate networks; each may have a recurrent core (cores.py) that reads the history of observations
-   and actions. Without one this is the textbook algorithm.
-2. Advantages are GAE's; --gae_lambda 1 is the paper's: returns until the rollout's end, then the value.
+   and actions (as sampled: the environment clips them to [-1, 1] later). Heads read its output beside the current observation.
+   Without a core this is the textbook algorithm.
+2. Advantages, and with them the critic's targets, are GAE's; --gae_lambda 1 is the paper's: returns until the rollout's end,
+   then the value.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. Both losses are in units of a running scale of returns, so that one learning rate suits returns of 1 and of 1000.
 5. The spread of the Gaussian policy does not depend on the state. The policy's last layer begins near zero.
-6. Adam instead of RMSProp. Each network's gradient is clipped by itself.
+6. Adam instead of RMSProp. The actor's and the critic's gradient are clipped separately.
 7. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus.
 8. With --recurrent a window is by default all that an episode has in the rollout (--seq_len full). With --hidden_init zero
    log-probabilities are computed from another memory than the one that acted.
@@ -128,7 +130,8 @@ class A2C(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Divide both by a running mean of the returns' size. It moves slowly, since a rollout holds few steps
+        # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero), and divide both by it. It moves
+        # slowly, since a rollout holds few steps
         self.return_scale += 0.01 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 

@@ -9,10 +9,11 @@ perturbation moves them a little towards larger values, and of several of these 
 environment is stepped to evaluate only. Here `max_timesteps` and `eval_freq` count updates.
 
 Deliberate differences from the paper and its reference code:
-1. Generative model and perturbation read one recurrent core (cores.py), the critic another; without one this is the textbook
-   algorithm. The actor's core learns from the generative model's loss alone, and the perturbation reads its features without
-   gradient. So the core learns features that predict the recorded actions, not ones that please the critic. The twin Q-heads
-   share the critic's core. The action joins after the cores, in the heads.
+1. Generative model and perturbation read one recurrent core (cores.py), the critic another; heads read its output beside the
+   current observation. Without a core this is the textbook algorithm. The actor's core learns from the generative model's loss
+   alone, and the perturbation reads its features without gradient. So the core learns features that predict the recorded
+   actions, not ones that please the critic. The twin Q-heads share the critic's core. The action joins after the cores, in the
+   heads.
 2. A data set holds observations, actions and rewards, but no hidden states: they would be those of whoever recorded it, with
    other weights and maybe without a memory. So windows start from zero, or are warmed up by --burn_in, and --hidden_init
    stored, with what depends on it, is an error.
@@ -23,7 +24,8 @@ Deliberate differences from the paper and its reference code:
 5. When acting, the candidates (100, as in the authors' code) come from one set of latents, drawn once and saved with the
    model, not from new ones at each step. So the policy is a function of the history, and an evaluation can be repeated.
    There is no exploration.
-6. Discount and learning rates are set for PyBullet's hopper, see HyperParameters; one size for all networks.
+6. Set for PyBullet's hopper: discount 0.98 (authors' code: 0.99), learning rates of 6e-4 (1e-3), batches of 128 steps (100), 100k
+   updates (1M), two layers of 256 units everywhere (400 and 300; the generative model 750 and 750).
 """
 from dataclasses import dataclass
 
@@ -40,7 +42,7 @@ class HyperParameters(MemoryFlags):
     # Data
     dataset: str = flag("", "name of the data set to train from, as Minari lists it; --record makes one")
     batch_size: int = flag(128, "steps trained on per update, at least: whole windows are drawn until they hold as many")
-    # Learning. Discount and lr are those that TD3 begins with, and stay. tau is TD3's
+    # Learning. Discount and learning rate are TD3's at the start of its run. Here they do not change
     lr: float = flag(6e-4, "learning rate of generative model, perturbation and critic")
     lr_decay: bool = flag(False, "the learning rates fall linearly to zero")
     discount: float = flag(0.98, "discount factor gamma", high=1)
@@ -116,7 +118,7 @@ class BCQ(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.perturbation_target, self.critic_target = self.target_of(self.actor.perturbation), self.target_of(self.critic)
-        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # of both losses: weights that one lacks stay
+        self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)            # for two losses: weights without a gradient stay
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.acting_advances_critic = True                                      # the critic ranks the candidates
         self.updates = 0
@@ -148,7 +150,8 @@ class BCQ(Agent):
 
         # Sample windows of recorded steps. L steps are L + 1 rows: their states, and the next state of the last one
         batch = self.sample(buffer)
-        N, history = batch.steps, batch.history                                 # (B, L + 1, row)
+        N = batch.steps
+        history = batch.history                                                 # (B, L + 1, row)
 
         # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
         hidden_actor = self.start_hidden(batch, actor)                          # (B, core's hidden_dim)
@@ -160,19 +163,21 @@ class BCQ(Agent):
         actor_features = batch.pick(actor_features)                             # (N, features)
         mean, log_std = actor.encode(actor_features, batch.action)              # (N, latent_dim)
         latent = mean + log_std.exp() * torch.randn_like(mean)
-        error = (actor.decode(actor_features, latent) - batch.action).square().mean()
-        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean()
-        vae_loss = error + cfg.kl_weight * divergence
+        reconstruction_loss = (actor.decode(actor_features, latent) - batch.action).square().mean()
+        kl_divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean()
+        vae_loss = reconstruction_loss + cfg.kl_weight * kl_divergence
 
         # Optimize the generative model
         optimize(self.actor_optimizer, vae_loss)
 
         with torch.no_grad():
-            # Unroll the updated actor and the target critic over all L + 1 rows
-            actor_features, _ = actor.core(history, hidden_actor)               # (B, L + 1, features)
+            # Unroll the updated actor and the target critic over all L + 1 rows. hidden_actor is kept: burned in again, it would
+            # differ by one step of the optimizer
+            new_actor_features, _ = actor.core(history, hidden_actor)           # (B, L + 1, features)
             target_critic_features, _ = self.critic_target.core(history, target_hidden_critic)
-            # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind
-            next_actor_features = batch.pick(actor_features[:, 1:]).repeat(n, 1)        # (n * N, features)
+            # [:, 1:] belongs to the next states. Pick the real steps, and leave the padding of short windows behind. Repeat all
+            # N of them n times, once for each candidate
+            next_actor_features = batch.pick(new_actor_features[:, 1:]).repeat(n, 1)    # (n * N, features)
             next_critic_features = batch.pick(target_critic_features[:, 1:]).repeat(n, 1)
 
             # Generate n next actions, and perturb them by the target perturbation
@@ -200,7 +205,7 @@ class BCQ(Agent):
         # gradient: its core reads the past alone, and the actor's new action does not change the past
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
-            actor_features = batch.pick(actor_features[:, :-1])                 # (N, features)
+            actor_features = batch.pick(new_actor_features[:, :-1])             # (N, features)
             generated = actor.decode(actor_features, actor.draw_latent(N))      # (N, action_dim)
         action = actor.perturb(actor_features, generated)
         actor_loss = -self.critic.Q1(batch.pick(critic_features), action).mean()

@@ -6,16 +6,19 @@ Run:   python main.py --policy PPO --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and common implementations:
 1. Actor and critic are separate networks; each may have a recurrent core (cores.py) that reads the history of observations
-   and actions. Without one this is the textbook algorithm.
+   and actions (as sampled: the environment clips them to [-1, 1] later). Heads read its output beside the current observation.
+   Without a core this is the textbook algorithm.
 2. The rollout is cut into windows of seq_len steps. A minibatch is a random set of windows, whose steps keep their order.
    Feed-forward, a window is one step. With --hidden_init stored, windows start from the memory that was acted from, so that the
-   probability ratio begins at 1. With zero it may not: training then starts from another memory than acting did.
+   probability ratio begins at 1. With zero it may not, since the old log-probabilities are those of the memory that acted.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
 4. The critic predicts returns divided by a running scale, so that one learning rate suits returns of 1 and of 1000.
 5. Networks are ReLUs of 256 units (paper: tanh, 64), the policy's last layer begins near zero, minibatches have 256 steps
    (paper: 64), and the learning rates fall to zero (paper: only on Atari).
-6. Advantages are normalised over the whole rollout, and each network's gradient is clipped. The paper has neither.
-7. The critic's loss is not clipped. Nor is the paper's, but many implementations clip it.
+6. Advantages are normalised over the whole rollout (many implementations: over each minibatch), and each network's gradient is
+   clipped. The paper has neither.
+7. The critic's loss is not clipped, nor is the paper's. Observations are not normalised, weights begin uniform, and Adam's
+   epsilon is 1e-8. Many implementations clip, normalise, begin orthogonal and use 1e-5.
 """
 from dataclasses import dataclass
 
@@ -123,7 +126,7 @@ class PPO(Agent):
         with torch.no_grad():
             # Compute the old log-probabilities, with the weights and the memory that acted: the one stored at each window's
             # first row. With --burn_in, rollout.hidden is an earlier one
-            acted_from = buffer.hidden[rollout.index[:, 0], :self.actor.core.hidden_dim].to(self.device)
+            acted_from, _ = self.split(buffer.hidden[rollout.index[:, 0]].to(self.device))
             actor_features, _ = self.actor.core(history[:, :-1], acted_from)    # (B, L, features)
             old_log_prob = self.actor.head(rollout.pick(actor_features)).log_prob(rollout.action)[:, None]      # (N, 1)
 
@@ -138,8 +141,10 @@ class PPO(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Update return_scale, a running mean of the returns' root mean square. Normalise the advantages
+        # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero)
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
+
+        # Normalise the advantages over the whole rollout
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         advantage, target_value = (torch.as_tensor(x).to(value)[:, None] for x in (advantage, returns / self.return_scale))
 
@@ -147,9 +152,9 @@ class PPO(Agent):
         B = len(history)
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))           # none is empty
         for _ in range(cfg.epochs):
-            for windows in np.array_split(self.rng.permutation(B), minibatches):
+            for numbers in np.array_split(self.rng.permutation(B), minibatches):
                 # Take a random part of the windows, whole, so that a core reads steps in order. `chosen` (n,): its steps among N
-                batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
+                batch, chosen = rollout.select(torch.as_tensor(numbers, device=self.device))
                 history = batch.history                                         # (b, L + 1, row)
 
                 # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
@@ -172,9 +177,10 @@ class PPO(Agent):
                 policy = self.actor.head(batch.pick(actor_features))
                 log_prob = policy.log_prob(batch.action)[:, None]               # (n, 1)
                 ratio = (log_prob - old_log_prob[chosen]).exp()                 # (n, 1)
-                assert ratio.shape == advantage[chosen].shape
-                gain = torch.min(ratio * advantage[chosen], ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * advantage[chosen])
-                actor_loss = -gain.mean() - cfg.entropy_coef * policy.entropy().mean()
+                A = advantage[chosen]
+                assert ratio.shape == A.shape
+                surrogate = torch.min(ratio * A, ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * A)
+                actor_loss = -surrogate.mean() - cfg.entropy_coef * policy.entropy().mean()
 
                 # Optimize the actor
                 optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)

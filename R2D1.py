@@ -6,20 +6,22 @@ Paper: Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforce
 Run:   python main.py --policy R2D1 --env CartPole-v1 --observe positions --recurrent
 
 With --recurrent, windows start from stored states, burned in over the 16 steps before. The core reads the previous reward, too,
-and returns have five rewards before they bootstrap.
+and returns are five-step returns.
 
 Deliberate differences from the paper:
-1. One actor, whose rate of random actions falls early in the run, instead of 256 actors with a rate each. So priorities are
-   not computed by actors: a new window gets the largest ever set, as in Schaul et al.
+1. One epsilon-greedy actor, whose epsilon falls from 1 to 0.05 over 10,000 steps, instead of 256 actors with an epsilon each. So
+   priorities are not computed by actors: a new window gets the largest ever set, as in Schaul et al.
 2. Windows adjoin instead of overlapping by half: each stored step lies in one at most, so that with --priority_exponent 0
    every step is trained on equally often, as everywhere in this project. A window can be drawn once it is complete or its
    episode has ended.
 3. n-step returns end with the window: near its end they sum fewer rewards, and bootstrap from the state after its last step.
    Feed-forward, a window is one step, so returns are one-step ones.
 4. `batch_size` and `replay_ratio` count steps, not windows, and never padding.
-5. Its one network is actor and critic at once: it acts by its own Q-values. It is small.
-6. Set for small tasks, see HyperParameters: windows of 32 steps after a burn-in of 16 (paper: 80 after 40), discount 0.99
-   (0.997), a learning rate of 1e-3 (1e-4), a target network copied every 200 updates (2500).
+5. Its one network is actor and critic at once: it acts by its own Q-values. Its heads read the core's output beside the current
+   observation. It has 64 units in the core and 128 after it (paper: 512).
+6. Set for small tasks, see HyperParameters: windows of 32 steps after a burn-in of 16 (paper: 80 after 40), 256 steps an
+   update (64 windows), far more updates for each step taken, discount 0.99 (0.997), a learning rate of 1e-3 (1e-4), Adam's
+   epsilon 1e-8 (1e-3), a target network copied every 200 updates (2500).
 """
 from dataclasses import dataclass
 
@@ -38,8 +40,8 @@ class HyperParameters(MemoryFlags):
     # Exploration
     num_envs: int = flag(1, "environments stepped together")
     start_timesteps: int = flag(1_000, "steps of random actions before training", low=0)
-    expl_rate: float = flag(0.05, "rate of random actions that exploration falls to", high=1)
-    expl_timesteps: int = flag(10_000, "steps over which that rate falls from 1 to expl_rate")
+    expl_rate: float = flag(0.05, "epsilon, the probability of a random action, at the end of its decay", high=1)
+    expl_timesteps: int = flag(10_000, "steps over which epsilon falls from 1 to expl_rate")
     # Replay
     batch_size: int = flag(256, "steps trained on per update, at least: whole windows are drawn until they hold as many")
     replay_ratio: float = flag(64, "steps trained on per step taken: about one update every batch_size / replay_ratio steps")
@@ -134,9 +136,9 @@ class R2D1(Agent):
         choice = self.critic.head(features).argmax(-1).cpu().numpy()            # (N,)
         if explore:
             progress = min(1, max(0, self.steps - cfg.start_timesteps) / cfg.expl_timesteps)
-            rate = 1 - progress * (1 - cfg.expl_rate)
+            epsilon = 1 - progress * (1 - cfg.expl_rate)
             random = self.rng.integers(actions, size=choice.shape)
-            choice = np.where(self.rng.random(choice.shape) < rate, random, choice)
+            choice = np.where(self.rng.random(choice.shape) < epsilon, random, choice)
         return np.eye(actions, dtype=np.float32)[choice]                        # (N, actions), one-hot
 
     def ready(self, buffer):
@@ -162,14 +164,16 @@ class R2D1(Agent):
         hidden = self.start_hidden(batch, self.critic)                          # (B, core's hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 
-        # Pick the real rows: a window of l steps has l states and one after them, so there are N + B in all
+        # Unroll the critic over all L + 1 rows, and pick the real ones: a window of l steps has l states and one after them
+        features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
+        Q = self.critic.head(features[batch.real_rows])                         # (N + B, actions)
+
+        # Where a step's state lies among these. Two windows of 3 and 2 steps: their steps are 0 1 2 | 3 4, their rows are
+        # 0 1 2 3 | 4 5 6. So step i's state is in row i + window[i], and the state n steps later is n rows on
         length = batch.mask.sum(1)                                              # (B,)
         window = batch.mask.nonzero()[:, 0]                                     # (N,): whose step it is
-        real_rows = torch.cat([batch.mask[:, :1], batch.mask], 1)               # (B, L + 1): the first, and a row after each step
-
-        # Unroll the critic over all L + 1 rows
-        features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
-        Q = self.critic.head(features[real_rows])                               # (N + B, actions)
+        i = torch.arange(batch.steps, device=self.device)                       # (N,)
+        row = i + window                                                        # (N,)
 
         with torch.no_grad():
             # Unroll the target network over the same
@@ -177,39 +181,37 @@ class R2D1(Agent):
 
             # Double Q: the action that the online network would choose, valued by the target network
             best_action = Q.argmax(-1, keepdim=True)                            # (N + B, 1)
-            best_Q = self.critic_target.head(target_features[real_rows]).gather(-1, best_action)
+            best_Q = self.critic_target.head(target_features[batch.real_rows]).gather(-1, best_action)
             best_Q = self.unsquash(best_Q)                                      # (N + B, 1)
 
-            # Look n steps ahead, but no further than the state after the window's last step. A window has one row of Q more than
-            # it has steps. So step i's state is row i + window[i], one more for each window before, and n steps later it is n on
-            i = torch.arange(batch.steps, device=self.device)                   # (N,)
-            left = length.cumsum(0)[window] - i                                 # (N,): steps of the window from this one on
-            n = left.clamp(max=cfg.n_steps)
+            # Look n steps ahead, but no further than the state after the window's last step
+            remaining = length.cumsum(0)[window] - i                            # (N,): steps of the window from this one on
+            n = remaining.clamp(max=cfg.n_steps)
             not_done = batch.not_done[i + n - 1]                                # only a window's last step can terminate
 
-            # Compute the n-step return. Rewards that `roll` brings from another window do not count, as k is then at least n
+            # Compute the n-step return. `roll` brings rewards of the next window, too, but only where k is at least n
             rewards = torch.zeros_like(batch.reward)                            # (N, 1)
             for k in range(min(cfg.n_steps, batch.mask.shape[1])):
-                rewards += cfg.discount ** k * torch.where(k < n, batch.reward[:, 0].roll(-k), 0)[:, None]
+                rewards += cfg.discount ** k * torch.where((k < n)[:, None], batch.reward.roll(-k, 0), 0)
 
             # Compute the target Q value
-            target_Q = rewards + not_done * (cfg.discount ** n)[:, None] * best_Q[i + window + n]
+            target_Q = rewards + not_done * (cfg.discount ** n)[:, None] * best_Q[row + n]
             target_Q = self.squash(target_Q)                                    # (N, 1)
 
         # Get the current Q estimates
-        current_Q = (Q[i + window] * batch.action).sum(-1, keepdim=True)        # (N, 1): the action is one-hot
+        current_Q = (Q[row] * batch.action).sum(-1, keepdim=True)               # (N, 1): the action is one-hot
         assert current_Q.shape == target_Q.shape
-        error = target_Q - current_Q
+        td_error = target_Q - current_Q
 
         # Compute the critic loss. Importance weights: windows that are drawn more often count less
         weight = buffer.importance(batch, cfg.importance_exponent)[window, None]        # (N, 1)
-        critic_loss = (weight * error.square()).mean()
+        critic_loss = (weight * td_error.square()).mean()
 
         # Optimize the critic
         optimize(self.optimizer, critic_loss)
 
         # Renew the windows' priorities: a mix of the largest and the mean error
-        abs_error = error.detach().abs()[:, 0]                                  # (N,)
+        abs_error = td_error.detach().abs()[:, 0]                                  # (N,)
         largest = abs_error.new_zeros(len(length)).scatter_reduce(0, window, abs_error, "amax")         # (B,)
         mean = abs_error.new_zeros(len(length)).index_add(0, window, abs_error) / length
         priority = cfg.priority_max * largest + (1 - cfg.priority_max) * mean

@@ -5,7 +5,8 @@ Run:   python main.py --policy REINFORCE --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper:
 1. Actor and critic (the baseline) are separate networks; each may have a recurrent core (cores.py) that reads the history of
-   observations and actions. With --recurrent the gradient goes back to each episode's start by default (--seq_len full).
+   observations and actions (as sampled: the environment clips them to [-1, 1] later). Heads read its output beside the current
+   observation. With --recurrent the gradient goes back to each episode's start by default (--seq_len full).
    With shorter windows and --hidden_init zero, log-probabilities are computed from another memory than the one that acted.
 2. An action is credited with the discounted rewards that follow it, not with the whole episode's. The factor discount^t, by
    which late actions would count less, is left out, as nearly everywhere. There may be a bonus for entropy, and each network's
@@ -14,7 +15,8 @@ Deliberate differences from the paper:
 4. With a baseline a time limit is no termination: the return goes on with the value of the true last observation. Without one
    it ends there.
 5. Returns are divided by a running scale, so that one learning rate suits returns of 1 and of 1000. Adam, not plain ascent,
-   with learning rates that fall to zero. The policy's last layer begins near zero.
+   with learning rates that fall to zero. The spread of the Gaussian policy does not depend on the state. The policy's last
+   layer begins near zero.
 """
 from dataclasses import dataclass
 
@@ -91,18 +93,18 @@ class Critic(nn.Module):
         return self.mlp(features)[0]                                            # (N, 1)
 
 
-def returns_to_go(reward, end, value_after, discount):
+def returns_to_go(reward, end, bootstrap, discount):
     """Discounted rewards from each step to its episode's end, of episodes one after the other.
 
     Args:
-        reward, end, value_after: arrays (N,). `end` is True at the last step of an episode; `value_after` stands for
-            the rewards after it: 0 if the episode terminated
+        reward, end, bootstrap: arrays (N,). `end` is True at the last step of an episode; `bootstrap` is the value of the
+            state after it, 0 if the episode terminated there
     Returns:
         returns (N,)
     """
-    returns, following = np.empty(len(reward)), 0.0
+    returns, future = np.empty(len(reward)), 0.0
     for t in reversed(range(len(reward))):
-        returns[t] = following = reward[t] + discount * (value_after[t] if end[t] else following)
+        returns[t] = future = reward[t] + discount * (bootstrap[t] if end[t] else future)
     return returns
 
 
@@ -148,7 +150,7 @@ class REINFORCE(Agent):
         critic_features, _ = self.critic.core(history, hidden_critic)           # (B, L + 1, features)
         current_value = self.critic.head(batch.pick(critic_features[:, :-1]))   # (N, 1), in units of return_scale
         with torch.no_grad():
-            scale = self.return_scale if cfg.baseline else 0                    # without a baseline all values count as zero
+            scale = self.return_scale if cfg.baseline else 0                    # an untrained critic's values count as 0
             value = current_value * scale
             next_value = self.critic.head(batch.pick(critic_features[:, 1:])) * scale   # (N, 1)
 
@@ -156,7 +158,7 @@ class REINFORCE(Agent):
         returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * batch.not_done), cfg.discount)     # (N,)
         advantage = returns - to_array(value)[0]
 
-        # Divide both by return_scale, a running mean of the returns' root mean square
+        # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero), and divide both by it
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 

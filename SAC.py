@@ -4,15 +4,18 @@ Paper: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018 (t
 Run:   python main.py --policy SAC --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and its reference code:
-1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
-   the update is the textbook's. The twin Q-heads share one critic core, and the action joins after it, in the heads.
+1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Heads read its
+   output beside the current observation. Without a core the update is the textbook's.
+   The twin Q-heads share one critic core, and the action joins after it, in the heads.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
    `replay_ratio` count real steps, never padding: with memory and without, a run learns from as many steps.
 3. The actor's loss needs no gradient through the critic's core: it has not read the action that the actor now chooses.
-4. The temperature's logarithm is tuned, as the authors' code does, not the temperature itself.
+4. The temperature's loss is -log(alpha) (log_prob + target_entropy), as in the authors' code. The paper has alpha in place of
+   log(alpha).
 5. Over a run the learning rates fall to zero and the discount rises, and an average of the actor's weights is evaluated.
    `--no-lr_decay --horizon_growth 1 --average 0` turns the three off. They are in agent.py, and main.py calls them.
-6. Batch size, discount, learning rates and warm-up are TD3's here, see HyperParameters.
+6. Set as in TD3.py: batches of 128 steps (paper: 256), a discount that rises from 0.98 to 0.995 (0.99), learning rates of 6e-4
+   (3e-4), and 5,000 steps of random actions at first.
 
 Lines marked `# TD3:` came to SAC from TD3.
 """
@@ -74,12 +77,12 @@ class Actor(nn.Module):
         """An action (N, action_dim) and its log-probability (N, 1). Gradients pass through both."""
         mean, log_std = self.head(features)
         noise = torch.randn_like(mean)
-        before_tanh = mean + log_std.exp() * noise
+        u = mean + log_std.exp() * noise                                        # (N, action_dim), before the tanh
         # Paper, equation 26: the Gaussian's log-density minus the logarithm of tanh's derivative. That is log(1 - tanh(u)^2),
         # written so that it stays finite where tanh(u) rounds to 1
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_prob = log_prob - 2 * (math.log(2) - before_tanh - softplus(-2 * before_tanh))
-        return torch.tanh(before_tanh), log_prob.sum(-1, keepdim=True)
+        log_prob = log_prob - 2 * (math.log(2) - u - softplus(-2 * u))          # (N, action_dim)
+        return torch.tanh(u), log_prob.sum(-1, keepdim=True)
 
 
 class Critic(nn.Module):
@@ -161,7 +164,8 @@ class SAC(Agent):
         optimize(self.critic_optimizer, critic_loss)
 
         # Compute the actor loss. The critic has changed, so its features are computed again. They need no gradient: its core
-        # reads the past alone, and the actor's new action does not change the past
+        # reads the past alone, and the actor's new action does not change the past. hidden_critic is kept: burned in again, it
+        # would differ by one step of the optimizer
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         action, log_prob = self.actor.sample_action(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)
@@ -171,7 +175,7 @@ class SAC(Agent):
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss)
 
-        # Optimize the temperature: entropy is worth more while there is less of it than wanted
+        # Optimize the temperature: it rises while the policy's entropy, -log_prob, is below target_entropy, and else falls
         alpha_loss = -self.log_alpha * (log_prob.detach().mean() + self.target_entropy)
         optimize(self.alpha_optimizer, alpha_loss)
 

@@ -4,8 +4,9 @@ Paper: Fujimoto, van Hoof, Meger, "Addressing Function Approximation Error in Ac
 Run:   python main.py --policy TD3 --env HopperBulletEnv-v0 --recurrent
 
 Deliberate differences from the paper and its reference code:
-1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Without one
-   the update is the textbook's. The twin Q-heads share one critic core, and the action joins after it, in the heads.
+1. Actor and critic may have a recurrent core (cores.py) that reads the history of observations and actions. Heads read its
+   output beside the current observation. Without a core the update is the textbook's.
+   The twin Q-heads share one critic core, and the action joins after it, in the heads.
 2. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` and
    `replay_ratio` count real steps, never padding: with memory and without, a run learns from as many steps.
 3. The actor's loss needs no gradient through the critic's core: it has not read the action that the actor now chooses.
@@ -150,7 +151,8 @@ class TD3(Agent):
             return {"critic_loss": critic_loss.detach()}                        # TD3: delayed policy updates
 
         # Compute the actor loss. The critic has changed, so its features are computed again. They need no gradient: its core
-        # reads the past alone, and the actor's new action does not change the past
+        # reads the past alone, and the actor's new action does not change the past. hidden_critic is kept: burned in again, it
+        # would differ by one step of the optimizer
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)

@@ -30,6 +30,11 @@ class Batch(NamedTuple):
         """N, the real steps in the batch."""
         return len(self.action)
 
+    @property
+    def real_rows(self):
+        """(B, L + 1) bool: each window's first row, and the row after each of its steps. A window of l steps has l + 1."""
+        return torch.cat([self.mask[:, :1], self.mask], 1)
+
     def pick(self, x):
         """Leave the padding behind: (B, L, dim) -> (N, dim). No loss depends on what lies there."""
         x = x.flatten(0, 1)
@@ -335,8 +340,7 @@ class Buffer:
 
     def write_hidden(self, batch, states):
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_dim)."""
-        mask = batch.mask.cpu()
-        real_rows = torch.cat([mask[:, :1], mask], 1)                  # (B, L + 1): the first, and a row after each step
+        real_rows = batch.real_rows.cpu()
         index = batch.index[real_rows]                                 # windows may share rows: of each row one state is kept
         self.hidden[index] = states[real_rows.to(states.device)].to(self.hidden.dtype).cpu()
         self.changed[index.numpy()] = True
