@@ -15,7 +15,7 @@ import sys
 import textwrap
 import typing
 import zlib
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 import torch
@@ -228,7 +228,7 @@ def load_policy(name):
 
 
 def defaults_of(cls):
-    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+    return {f.name: f.default for f in fields(cls)}
 
 
 def as_word(name, value):
@@ -240,7 +240,6 @@ def parse(argv):
     """Command line -> run flags, hyper-parameters, the class of the agent, and the dictionary of --load_model, or None."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--policy")
-    first.add_argument("-h", "--help", action="store_true")
     first.add_argument("--load_model")
     first.add_argument("--test", action=argparse.BooleanOptionalAction)
     early, _ = first.parse_known_args(argv)

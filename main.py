@@ -68,7 +68,10 @@ def history_row(state, action, reward, keep):
 
 
 def evaluate(agent, env, spec, episodes, seed, explore=False):
-    """Returns and lengths of some episodes. Each begins with a memory of zeros, and every evaluation has the same starts."""
+    """Returns and lengths of some episodes. Each begins with a memory of zeros, and every evaluation has the same starts.
+
+    With noise (--obs_noise and the like) only the first start is the same: noise and the later starts share a generator.
+    """
     returns, lengths = [], []
     for episode in range(episodes):
         state, _ = env.reset(seed=seed if episode == 0 else None)

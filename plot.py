@@ -59,7 +59,7 @@ def defaults(config):
     """The defaults of an algorithm's flags, as in flags.py."""
     flags = load_policy(config["policy"]).HyperParameters
     recurrent = config["recurrent_actor"] or config["recurrent_critic"]
-    return {f.name: f.default for f in fields(flags)} | (flags.recurrent_defaults if recurrent else {}) | \
+    return defaults_of(flags) | (flags.recurrent_defaults if recurrent else {}) | \
         {k: v for k, v in defaults_of(RunFlags).items() if k not in BOOKKEEPING | {*NAMED}}   # load_model, max_episode_steps
 
 
@@ -143,7 +143,7 @@ def make_lines(runs):
         config, remembers = dict(key), (bool(dict(key)["recurrent_actor"]), bool(dict(key)["recurrent_critic"]))
         memory = CORES.get(config["core"], config["core"]) + WHOSE[remembers] if any(remembers) else "none"
         default = defaults(config)                                     # flags in the order of --help
-        flags = {k: config[k] for k in default | config if k in config and k not in NAMED and config[k] != default.get(k, "?")}
+        flags = {k: config[k] for k in default | config if k not in NAMED and config[k] != default.get(k, "?")}
         lines.append(drawing.Line(*task_of(config), config["policy"], memory, drawing.COLOURS.get(memory.split()[0], drawing.INK),
                                   config, flags, own, load_policy(config["policy"]).offline, its))
     # Tasks as in TASKS, partly observed ones first; no memory before LSTM, lines of few flags first, numbers before words

@@ -13,8 +13,8 @@ saw of it in training (--observe, noise, one-hot) and how its actions are scaled
 It acts in several environments at once, too, when observations have one axis more. Then `policy.reset(which)` says which of
 them begin a new episode.
 
-Returns equal those of --test to the bit if Torch has as many threads. --threads is 1 by default. torch.set_num_threads(1) is also
-the fastest for networks of this size. Loading leaves this setting alone.
+Returns equal those of --test to the bit if Torch has as many threads, and if the agent was trained without noise. --threads is 1
+by default. torch.set_num_threads(1) is also the fastest for networks of this size. Loading leaves this setting alone.
 """
 import os
 

@@ -85,8 +85,9 @@ def memory_steps(agent, play, choices):
 def lookback(agent, play, lags, samples, rng):
     """How far an action moves when one row of the history before it is replaced.
 
-    At sampled steps t and for each lag k, the row of step t - k is replaced by another episode's row of the same step. The
-    memory is unrolled again from there, and the new action at step t is compared with the one that was taken.
+    At sampled steps t and for each lag k, the row of step t - k is replaced by another episode's row of the same step, or by that
+    episode's last row if it is shorter. The memory is unrolled again from there, and the new action at step t is compared with
+    the one that was taken.
 
     Args:
         lags: K, the largest k. Only steps with at least K before them are sampled, so all lags share their steps
@@ -94,8 +95,9 @@ def lookback(agent, play, lags, samples, rng):
         rng: the numpy generator that samples
     Returns:
         (episodes, K) influence of lags 1 to K: root mean square over the action's entries, each in units of its own spread over
-        all steps. With discrete actions it is the share of steps at which the action is another one. Episodes of K steps
-        or fewer are left out, so there may be none.
+        all steps. Actions count as they were chosen: those of PPO, A2C and REINFORCE may lie beyond the environment's bounds.
+        With discrete actions it is the share of steps at which the action is another one. Episodes of K steps or fewer are left
+        out, so there may be none.
     """
     watched = Watched(agent)
     _, lengths = play(watched)

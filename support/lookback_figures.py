@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from support import drawing
-from support.statistics import INTERVAL, interval
+from support.statistics import FEW, INTERVAL, interval
 from support.system import fail, regular
 from support.tasks import heading, marks, task, what_is_seen
 from support.words import ALGORITHMS, middle, wrap
@@ -76,7 +76,7 @@ def draw(folder, own=()):
                     panel(ax, kind, *key, lines)
                     ax.set_xlabel(x_label)
                     ax.set_ylabel(ax.get_ylabel() or y_label)
-                drawn[kind] = drawing.finish(fig, title, text + INTERVAL + ".")
+                drawn[kind] = drawing.finish(fig, title, text + f"{INTERVAL}, with fewer than {FEW} their range.")
     return drawn
 
 
@@ -89,7 +89,7 @@ def panel(ax, kind, env, seen, steps, name, lines):
         colour = ALGORITHMS.get(policy, drawing.INK)
         ax.fill_between(x, low, high, alpha=0.2, lw=0, color=colour)
         ax.plot(x, each.mean(0), marker="o" if len(x) < 20 else "", ms=4, color=colour, label=policy)
-        values += [low, high]
+        values += [low, high, each.mean(0)]
     if kind == "memory_steps":
         ax.set_xticks(x, steps)
         ax.set_ylabel(drawing.mark(ax.axhline, task(env)[1], marks(env), "\n"))
@@ -97,5 +97,5 @@ def panel(ax, kind, env, seen, steps, name, lines):
         ax.legend(loc="upper left", frameon=False, fontsize=8, ncols=2, handlelength=1.2, columnspacing=0.8)
     words = f"{lines[0][0]}: " * (len(lines) == 1) + heading(env, seen)
     ax.set_title(wrap(words + f"\nyours: {middle(name, 50)}" * bool(name), 27), loc="left", weight="bold", size=10)
-    bottom, top = min(0, np.min(values)), max(1e-6, np.max(values))
+    bottom, top = min(0, np.nanmin(values)), max(1e-6, np.nanmax(values))         # of one episode there is no band
     ax.set_ylim(bottom - 0.05 * (top - bottom) * (bottom < 0), top + 0.05 * (top - bottom))

@@ -102,8 +102,8 @@ def evaluations(run, info):
     result[STALENESS] = float("nan")
     if os.path.lexists(run + ".staleness.csv") or ".staleness.csv" in info.get("lines", {}):
         measured = table(".staleness.csv", ["step", *STALENESS])
-        freq = info["config"]["eval_freq"]
-        result.update(measured.groupby(measured["step"] // freq * freq)[STALENESS].last())
+        before = np.searchsorted(result.index, measured["step"], "right") - 1  # the evaluation before each measurement
+        result.update(measured.groupby(result.index[before])[STALENESS].last())
     return result.reset_index()
 
 

@@ -274,11 +274,12 @@ def test_the_buffer_holds_the_past_beside_a_rollout(module):
     assert len(buffer) == steps * num_envs and windows.past_length.tolist().count(6) == num_envs
 
 
-@of(ONLINE + ON_POLICY)
+@of(POLICIES)
 def test_learning_rates_fall_linearly(module):
     """--lr_decay: to zero at max_timesteps, those of cores and temperature too; without it none moves."""
     for decay, expected in ((True, 0.75), (False, 1.0)):
         agent, _, _ = make(module, lr=1e-2, core_lr=1e-3, lr_decay=decay, **RECURRENT)
+        agent.steps = agent.steps or 10                                # BCQ's buffer is filled without steps of its own
         agent.cfg.max_timesteps = 4 * agent.steps
         agent.decay_lr()
         optimizers = [x for x in vars(agent).values() if isinstance(x, torch.optim.Optimizer)]
@@ -381,6 +382,13 @@ def test_a_loaded_agent_is_the_saved_one(module):
     assert all(same(network.state_dict().values(), target.state_dict().values()) for network, target in agent.targets)
     for name in saved.numbers:
         assert getattr(agent, name) == getattr(saved, name) != getattr(make_agent(module), name)
+
+
+@of([name for name in POLICIES if name != "R2D1"])
+@pytest.mark.parametrize("actor, critic", [(True, False), (False, True), (True, True), (False, False)])
+def test_memory_is_where_it_was_asked_for(module, actor, critic):
+    agent = make_agent(module, recurrent_actor=actor, recurrent_critic=critic)
+    assert [network.core.hidden_dim > 0 for network in (agent.actor, agent.critic)] == [actor, critic]
 
 
 @of(POLICIES)

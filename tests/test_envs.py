@@ -309,6 +309,7 @@ def test_an_action_without_a_choice_has_an_inverse():
     inverse = scale.inverse(action)
     np.testing.assert_allclose(inverse, [[-1, 0, -1], [0.5, 0, 1]])
     np.testing.assert_allclose(scale.action(inverse), action)
+    np.testing.assert_allclose(scale.inverse(np.array([[9, 9, 9], [-9, 9, -9]])), [[1, 0, 1], [-1, 0, -1]])   # beyond bounds
 
 
 @pytest.mark.parametrize("env_id,start,n", [("TestDiscreteStart-v0", 1, 3), ("CartPole-v1", 0, 2)])
@@ -457,6 +458,11 @@ def test_final_observation_is_masked_and_noisy_like_any_other():
         _, _, _, truncated, info = vector.step(np.zeros((1, 1), np.float32))
     assert truncated[0] and info["final_obs"][0].shape == (2,)
     assert np.hypot(*info["final_obs"][0]) == pytest.approx(1, abs=1e-5)
+    vector = make_vector_env("TestCounter-v0", 1, sensor_dropout=1.0)
+    vector.reset(seed=0)
+    for _ in range(5):
+        info = vector.step(np.zeros((1, 1), np.float32))[4]
+    assert not np.any(info["final_obs"][0])
 
 
 def test_time_limit_truncates_and_never_terminates():

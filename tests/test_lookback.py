@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_agent
+from conftest import SPEC, TINY, make_agent
 
 import main
 import TD3
-from envs import env_spec, make_env
+from envs import EnvSpec, env_spec, make_env
 from flags import POLICIES
 from support.lookback import LastRows, lookback, memory_steps, remember
 from support.lookback_figures import draw, read
@@ -85,6 +85,34 @@ def test_the_same_row_in_its_own_place_moves_nothing(policy):
         return [0] * 3, [6] * 3
     influence = lookback(agent, play, 4, 5, np.random.default_rng(0))
     assert influence.shape == (3, 4) and influence.max() < 1e-3
+
+
+@pytest.mark.parametrize("policy, spec", [("TD3", SPEC), ("PPO", EnvSpec(3, 3, True))])
+def test_influence_by_hand(policy, spec):
+    """Episodes of different lengths, and two entries of an action, or three discrete actions."""
+    agent = make_agent(__import__(policy), spec, recurrent_actor=True, memory_input="obs_action_reward", core_size=20)
+    rng, K, lengths = np.random.default_rng(0), 3, [40, 9]
+    rows = [rng.normal(0, 3, (T, 3 + spec.action_dim + 1)).astype(np.float32) for T in lengths]
+
+    def acted(agent, history):
+        hidden, actions = np.zeros((1, agent.hidden_dim), np.float32), []
+        for row in history:
+            action, hidden = agent.act(row[None], hidden, explore=False)
+            actions.append(action[0])
+        return np.array(actions)
+    taken = [acted(agent, x) for x in rows]
+    influence = lookback(agent, lambda agent: ([acted(agent, x).sum() for x in rows], lengths), K, 99, np.random.default_rng(0))
+    spread = np.concatenate(taken).std(0)
+    for e, T in enumerate(lengths):
+        for k in range(1, K + 1):
+            moved = []
+            for t in range(K, T):
+                changed = rows[e][:t + 1].copy()
+                changed[t - k] = rows[1 - e][min(t - k, lengths[1 - e] - 1)]
+                change = acted(agent, changed)[-1] - taken[e][t]
+                moved.append(change.any() if spec.discrete else np.sqrt(np.mean((change / spread) ** 2)))
+            assert influence[e, k - 1] == pytest.approx(np.mean(moved), rel=1e-3, abs=1e-6)
+    assert influence.max() > 0.01
 
 
 @pytest.fixture(scope="module")

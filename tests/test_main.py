@@ -975,6 +975,12 @@ def test_what_the_loop_gives_to_agent_and_buffer(tmp_path, monkeypatch):
     assert len(stored) == 80 and {(True, False, False), (False, True, False)} <= seen
 
 
+def test_a_test_with_another_seed_plays_other_episodes(trained):
+    one, again, other = (main.run(["--test", "--load_model", trained + ".best.pt", "--seed", seed]).returns
+                         for seed in ("0", "0", "1000"))
+    assert one == again and not {*one} & {*other}
+
+
 def test_evaluation_sees_what_training_sees(tmp_path, monkeypatch):
     """Here nothing, as every sensor fails."""
     seen, cls = {True: [], False: []}, importlib.import_module("TD3").TD3

@@ -14,6 +14,7 @@ from random import Random
 
 import pytest
 from matplotlib.image import imread
+from scipy.stats import ttest_1samp
 
 import plot
 from support import drawing, tables
@@ -717,3 +718,49 @@ def test_damaged_measurements_are_one_line(results, capsys):
     write_staleness(write_run(results, seed=1, name="bad"), [(5_000, "much", 0.1)])
     assert len(plot.read_runs({str(results): False})) == 1
     assert capsys.readouterr().err.startswith(f"warning: {results}/bad.csv or .json is missing or damaged")
+
+
+def test_a_measurement_belongs_to_the_evaluation_before_it(results):
+    """Also where evaluations come at no multiple of --eval_freq, as with three environments."""
+    path = write_run(results, curve={0: [1], 5_001: [2], 10_002: [3]}, **recurrent())
+    write_staleness(path, [(5_001, 0.5, 0.1), (10_500, 0.7, 0.3)])
+    assert plot.read_run(path).table.delta_q_first.dropna().to_dict() == {5_001: 0.5, 10_002: 0.7}
+
+
+# ---------------------------------------------------------------------- what figures show
+
+def test_bands_and_means_are_those_of_the_runs(results):
+    ends = [1, 2, 4, 8, 20]
+    for seed, end in enumerate(ends):
+        write_run(results, seed=seed, curve={0: [end], 5_000: [end]})
+    known = tuple(ttest_1samp(ends, 0).confidence_interval(0.95))
+    [ax], [over] = drawing.curves(lines_of(results)).axes, drawing.overview(lines_of(results)).axes
+    band = ax.collections[0].get_paths()[0].vertices
+    at = band[band[:, 0] == 5_000, 1]
+    assert (at.min(), at.max()) == pytest.approx(known)
+    assert [7, 7] in [list(line.get_ydata()) for line in ax.lines if len(line.get_xdata()) == 2]
+    [bar] = [line for line in over.lines if line.get_linewidth() == 7]
+    assert tuple(bar.get_xdata()) == pytest.approx(known)
+
+
+@pytest.mark.parametrize("memory, counted", [((1.5, 10), "0 of 1"), ((2, 2.1), "0 of 1"), ((2.1, 2.2), "1 of 1"), ((9,), "")])
+def test_every_seed_with_memory_above_every_seed_without(results, memory, counted):
+    """Seeds that overlap or are equal are not. One seed against one is no comparison."""
+    for seed, end in enumerate(memory):
+        write_run(results, seed=seed, curve={0: [2.0 * seed]})
+        write_run(results, seed=seed, curve={0: [end]}, **recurrent())
+    assert drawing.tally(lines_of(results)) == counted
+
+
+def test_the_committed_numbers_are_those_of_the_runs():
+    """By other hands, from the runs' CSV files: `last` in plots/summary.csv, from which the tables in README and docs are."""
+    root = pathlib.Path(plot.__file__).parent
+    table = plot.pd.read_csv(root / "plots" / "summary.csv")
+    own = plot.BOOKKEEPING | {"folder", "run", "finished", "steps", "last", "minutes"}
+    groups = table.groupby([name for name in table if name not in own], dropna=False)
+    assert len(groups) > 20
+    for _, mine in groups:
+        curves = [plot.pd.read_csv(root / "results" / row.folder / f"{row.run}.csv").groupby("step")["return"].mean()
+                  for row in mine.itertuples()]
+        ends = plot.pd.concat(curves, axis=1).dropna().sort_index().tail(5).mean()
+        assert list(mine["last"]) == pytest.approx(list(ends), rel=1e-4)

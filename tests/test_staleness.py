@@ -157,6 +157,8 @@ def check(agent, buffer, game, monkeypatch):
     batches = spy(monkeypatch, staleness, "windows_of")
     monkeypatch.setattr(staleness, "CHUNK", 4)                         # pasts longer than that are unrolled in pieces
     measured = measure(agent, buffer)
+    longest, length = int(batches[-1].mask.sum(1).max()), agent.cfg.seq_len
+    assert longest == length if length != "full" else longest > 4
     assert measured == pytest.approx(by_hand(agent, batches[-1], game), rel=2e-5, abs=1e-12)
     return measured
 

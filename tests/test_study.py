@@ -152,12 +152,28 @@ def test_scores_by_hand(made):
     known = ttest_1samp(mine.mean(axis=1), 0).confidence_interval(0.95)
     assert (row.score_low, row.score_high) == pytest.approx(tuple(known), rel=1e-5)
     assert row.delta_q_first == pytest.approx(table[table.arm == "short"].delta_q_first.mean(), rel=1e-5)
+    both = pd.concat({arm: table[(table.arm == arm) & (table.step > 0)].groupby("seed").return_mean.mean()
+                      for arm in ("short", "common")}, axis=1)
+    assert ttest_rel(both["short"], both["common"]).confidence_interval().high < 0
     assert row.versus == "worse" and 0.1 < row.share < 0.4 and row.share_low < row.share < row.share_high
     assert rows.loc["PPO, cue", "zero"].versus == "not told apart" and row.cpu_minutes == 0.5
     assert rows.loc["PPO, cue", "no memory"].share == 0 and ("TD3, pendulum", "short") not in rows.index
 
 
 COMMITTED = os.path.join(sweep.HERE, "results", "memory")
+
+
+def test_the_committed_summary_is_what_the_code_makes_of_the_runs():
+    made = study.summarise(study.read(os.path.join(sweep.HERE, "studies", "memory.toml"), COMMITTED))
+    written = pd.read_csv(os.path.join(sweep.HERE, "plots", "memory", "summary.csv"))
+    assert set(made.versus) == {"worse", "better", "not told apart", ""}
+    pd.testing.assert_frame_equal(made.replace("", np.nan), written, rtol=1e-4, check_dtype=False)
+
+
+def test_a_share_of_few_seeds_is_said_with_its_range():
+    """Kept 1, 1, 4 of a gain of 1, 2, 4."""
+    share = statistics.share(*(pd.Series(x) for x in ([2, 3, 8], [2, 4, 8], [1, 2, 4])))
+    assert share == (pytest.approx(6 / 7), 0.5, 1, "range")
 
 
 @pytest.mark.parametrize("case", [os.path.basename(file)[:-9] for file in sorted(glob.glob(f"{COMMITTED}/*.runs.csv"))])
@@ -221,6 +237,9 @@ def test_the_picture_says_what_it_shows(made):
     short = draw(made).loc["PPO, cue", "short"]
     assert f"{short.share:.2f}" in said and f"{short.share_low:.2f} to {short.share_high:.2f}" in said
     assert not any("nfinished" in text or "runs" in text for text in said)
+    read = study.read(str(made / "study.toml"), str(made / "results"))
+    rows = study.summarise(read).set_index(["case", "arm"])            # bold: told apart from the reference
+    assert [study.cell(read, rows, "PPO, cue", arm).told for arm in ("short", "zero")] == [True, False]
 
 
 def test_what_is_identical_is_explained_where_there_is_such_a_thing(made):
