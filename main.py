@@ -386,6 +386,8 @@ def resume(checkpoints, run, agent, config):
             older = not config.keys() <= saved["config"].keys() | HANDLING
             fail(f"--resume: the run was started with {as_word(name, value)}" + (", by a version with other flags; choose another"
                  " --results_dir" if older else "; give the same") + ", or --overwrite to start anew")
+    if saved["listeners"].get("models") and not run.save_model and not origin:     # else RUN.best.pt would stay as it is now
+        fail("--resume: the run was started with --save_model; give the same, or --overwrite to start anew")
     return saved
 
 

@@ -466,6 +466,8 @@ def main(argv=None):
                 tables.remove(run.path)                                # a sweep may have been killed before it did so
             elif finished(run.path, lambda saved, run=run: check_same(run.path, saved, run.config)):
                 run.state = "done"
+                if not run.config["keep_checkpoint"]:                  # the run may have been killed before it did so
+                    shutil.rmtree(run.path + ".checkpoint", ignore_errors=True)
                 keep(run)
         except ValueError as error:
             fail(str(error))

@@ -340,6 +340,25 @@ def test_time_is_counted_on(tmp_path, monkeypatch):
     assert seconds == sorted(seconds) and seconds[-1] < 10
 
 
+def test_returns_of_training_go_on(tmp_path):
+    """What is printed as "in training" is the mean of episodes before the interruption, too."""
+    whole, run = Run(PLAIN, tmp_path / "1"), Run(PLAIN, tmp_path / "2")
+
+    def last(played):
+        return re.findall(r"in training (-[\d.]+)", played.out)[-1]
+    run.crash(at(70))
+    assert last(run.play("--resume")) == last(whole.play())
+
+
+def test_a_run_that_saves_models_goes_on_to_save_them(tmp_path, refused):
+    """Else the best one would stay that of the interruption, and look like the run's."""
+    run = Run(f"{TINY} --save_model", tmp_path, **TINIER)
+    run.crash(at(30))
+    words = [word for word in run.argv if word != "--save_model"]
+    refused([*words, "--resume"], ["--resume: ", "--save_model"])
+    assert run.play("--resume").code == 0
+
+
 # ---------------------------------------------------------------------- kill -9
 
 @pytest.mark.parametrize("words", [
@@ -753,6 +772,8 @@ def test_a_run_made_longer_is_the_long_run(words, tmp_path, request):
         assert short.play("--save_model", "--resume", *more).code == 0
         assert files_of(folder) == kept
 
+    with FileLock(short.path + ".lock"):                               # it is still at work
+        assert "another process is at work on" in long.play("--save_model", "--resume").err
     crashed = long.play("--save_model", "--resume", at(1, thing=main, name="evaluate"))
     assert crashed.code is None and f"{short.path} is made longer" in crashed.out
     longer = long.play("--save_model", "--resume")
@@ -807,8 +828,11 @@ def test_a_finished_run_is_left_alone(tmp_path, refused):
     run.play()
     before = files_of(tmp_path)
     assert len(before) == 5 and run.outcome()                          # the folder of checkpoints is gone
-    played = run.play("--resume")
-    assert f"{run.path}.csv is there already: this run has finished" in played.out and played.err == ""
+    for more in [], ["--threads=2"]:                                   # the machine may be another one
+        played = run.play("--resume", *more)
+        assert f"{run.path}.csv is there already: this run has finished" in played.out and played.err == ""
+    torch.set_num_threads(1)
+    refused([*run.argv, "--resume", "--keep_checkpoint"], ["has finished, without --keep_checkpoint", "--overwrite"])
     refused([*run.argv, "--resume", "--test", "--load_model", run.path + ".last.pt"], ["--resume ", "--test"])
     refused([*run.argv, "--resume", "--eval_episodes", "7"], ["--resume: ", run.path, "has finished, with --eval_episodes="])
     assert files_of(tmp_path) == before

@@ -28,7 +28,7 @@ from conftest import recorded, spy
 
 import main
 from agent import MemoryFlags
-from flags import BEFORE, ELSEWHERE, POLICIES, RunFlags, defaults_of, env_options, parse, run_name
+from flags import BEFORE, ELSEWHERE, NOT_LEARNING, POLICIES, RunFlags, defaults_of, env_options, parse, run_name
 from support import models
 from support import results as output
 from utils import Buffer
@@ -813,6 +813,37 @@ def test_runs(policy, env_id, flags, tmp_path, capsys):
 def name_of(argv):
     run, cfg, algorithm, _ = parse(argv)
     return run_name(run, cfg, algorithm)
+
+
+def test_which_flags_are_part_of_a_name():
+    """All that change what is learned; every flag is changed once."""
+    assert NOT_LEARNING == set(
+        "eval_freq eval_episodes device buffer_on_device threads results_dir staleness tensorboard wandb log_freq overwrite test "
+        "checkpoint_freq keep_checkpoint resume save_model explore video export memory_steps lookback record".split())
+    run, cfg, algorithm, _ = parse(["--recurrent"])
+    name = run_name(run, cfg, algorithm)
+    for part in (run, cfg):
+        for field in fields(part):
+            old = getattr(part, field.name)
+            new = "gru" if field.name == "core" else not old if isinstance(old, bool) else "x" if isinstance(old, str) else 77
+            setattr(part, field.name, new)
+            changed = run_name(run, cfg, algorithm) != name
+            assert field.name == "policy" or changed == (field.name not in NOT_LEARNING), field.name
+            setattr(part, field.name, old)
+
+
+def test_a_commit_says_whether_its_code_was_changed(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(output, "__file__", str(tmp_path / "support" / "results.py"))
+    git("init", "-q")
+    (tmp_path / "main.py").write_text("1")
+    assert output.commit() == ""
+    git("add", "main.py")
+    git("commit", "-qm", "x")
+    assert re.fullmatch("[0-9a-f]{40}", output.commit())
+    (tmp_path / "main.py").write_text("2")
+    assert re.fullmatch(r"[0-9a-f]{40}\+", output.commit())
 
 
 def test_name_says_what_was_run():

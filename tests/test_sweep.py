@@ -1,6 +1,7 @@
 """sweep.py: the file, what bad input gets, the order of things, one run's process; on Ray, a node that dies and a Ctrl-C."""
 import _thread
 import contextlib
+import csv
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 import types
 
 import pytest
+from filelock import FileLock
 from test_main import evaluations, tiny
 
 import main
@@ -812,3 +814,29 @@ def test_a_finished_run_that_is_damaged_or_another_one_is_said_before_anything_s
     before = {file.name: file.read_bytes() for file in tmp_path.glob("*seed=1*")}
     refused([study("seeds = [0, 1]\n" + ARM), "--results_dir", str(tmp_path)], words, capsys)
     assert {file.name: file.read_bytes() for file in tmp_path.glob("*seed=1*")} == before
+
+
+def test_two_sweeps_take_turns_at_a_table(collect, monkeypatch, tmp_path):
+    collect, path = collect
+    monkeypatch.setattr(tables, "PATIENCE", 0)
+    with FileLock(path + ".lock"), pytest.raises(SystemExit):
+        collect(1)
+    assert (tmp_path / "run_seed=1.csv").exists() and not os.path.exists(path + ".csv")
+
+
+def test_a_run_of_main_py_is_collected(tmp_path):
+    """All that a table needs is in the run's files, its measurements of staleness included."""
+    found = main.run(tiny("TD3", "Cue10-v0", "--recurrent", "--core_size", "4", "--seq_len", "4", "--staleness",
+                          "--results_dir", str(tmp_path)))
+    with open(found.path + ".json") as info, open(found.path + ".staleness.csv") as staleness:
+        assert json.load(info)["lines"][".staleness.csv"] == len(staleness.readlines())
+    tables.collect(str(tmp_path / "case"), "arm", ["arm"], found.path, sweep.check_saved)
+    with open(tmp_path / "case.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["return_mean"]) for row in rows] == pytest.approx(found.returns, rel=1e-5)
+    assert any(row["delta_q_first"] for row in rows)
+
+
+def test_a_ctrl_c_reaches_the_sweep_alone(tmp_path):
+    """Its runs are in sessions of their own, so that a terminal's signal is not a second one for them."""
+    assert sweep.work(["-c", "import os, sys; sys.exit(os.getsid(0) != os.getpid())"], str(tmp_path / "log"), ".") == 0
