@@ -165,8 +165,9 @@ class R2D1(Agent):
         target_hidden = self.start_hidden(batch, self.critic_target)
 
         # Unroll the critic over all L + 1 rows, and pick the real ones: a window of l steps has l states and one after them
+        real_rows = batch.real_rows                                             # (B, L + 1)
         features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
-        Q = self.critic.head(features[batch.real_rows])                         # (N + B, actions)
+        Q = self.critic.head(features[real_rows])                               # (N + B, actions)
 
         # Where a step's state lies among these. Two windows of 3 and 2 steps: their steps are 0 1 2 | 3 4, their rows are
         # 0 1 2 3 | 4 5 6. So step i's state is in row i + window[i], and the state n steps later is n rows on
@@ -181,7 +182,7 @@ class R2D1(Agent):
 
             # Double Q: the action that the online network would choose, valued by the target network
             best_action = Q.argmax(-1, keepdim=True)                            # (N + B, 1)
-            best_Q = self.critic_target.head(target_features[batch.real_rows]).gather(-1, best_action)
+            best_Q = self.critic_target.head(target_features[real_rows]).gather(-1, best_action)
             best_Q = self.unsquash(best_Q)                                      # (N + B, 1)
 
             # Look n steps ahead, but no further than the state after the window's last step
@@ -211,7 +212,7 @@ class R2D1(Agent):
         optimize(self.optimizer, critic_loss)
 
         # Renew the windows' priorities: a mix of the largest and the mean error
-        abs_error = td_error.detach().abs()[:, 0]                                  # (N,)
+        abs_error = td_error.detach().abs()[:, 0]                               # (N,)
         largest = abs_error.new_zeros(len(length)).scatter_reduce(0, window, abs_error, "amax")         # (B,)
         mean = abs_error.new_zeros(len(length)).index_add(0, window, abs_error) / length
         priority = cfg.priority_max * largest + (1 - cfg.priority_max) * mean

@@ -64,6 +64,7 @@ from agent import MemoryFlags
 from envs import env_spec, make_env
 from flags import as_word, check_actions, check_same, check_saved, defaults_of, env_options, parse, run_name
 from support import tables
+from support.checkpoint import Checkpoints
 from support.results import finished
 from support.system import Parser, fail, no_exit
 
@@ -467,7 +468,7 @@ def main(argv=None):
             elif finished(run.path, lambda saved, run=run: check_same(run.path, saved, run.config)):
                 run.state = "done"
                 if not run.config["keep_checkpoint"]:                  # the run may have been killed before it did so
-                    shutil.rmtree(run.path + ".checkpoint", ignore_errors=True)
+                    Checkpoints(run.path, None).remove()
                 keep(run)
         except ValueError as error:
             fail(str(error))

@@ -340,9 +340,9 @@ class Buffer:
 
     def write_hidden(self, batch, states):
         """Replace the stored hidden states of a batch's real rows by recomputed ones (B, L + 1, hidden_dim)."""
-        real_rows = batch.real_rows.cpu()
-        index = batch.index[real_rows]                                 # windows may share rows: of each row one state is kept
-        self.hidden[index] = states[real_rows.to(states.device)].to(self.hidden.dtype).cpu()
+        real_rows = batch.real_rows
+        index = batch.index[real_rows.cpu()]                           # windows may share rows: of each row one state is kept
+        self.hidden[index] = states[real_rows].to(self.hidden.dtype).cpu()
         self.changed[index.numpy()] = True
         if self.on_device:                                             # the one that the CPU kept: a GPU may keep another
             self.device_hidden[index.to(self.device)] = self.hidden[index].to(self.device)

@@ -15,9 +15,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)
 
 import main  # noqa: E402
+from agent import Agent  # noqa: E402
 from envs import EnvSpec, make_env  # noqa: E402
 from networks import MLP  # noqa: E402
 from support import data  # noqa: E402
+from utils import Buffer  # noqa: E402
 
 SPEC = EnvSpec(3, 2, False)
 DISCRETE_SPEC = EnvSpec(3, 2, True)
@@ -273,6 +275,18 @@ def make_on_policy(module, spec=None, seed=0, **flags):
 def make_buffer(agent, size=400, num_envs=2, seed=0, on_device=False):
     return agent.buffer_class(size, agent.spec.state_dim, agent.spec.action_dim, agent.stored_hidden_dim, num_envs, seed,
                               agent.device, agent.cfg.stored_precision, on_device)
+
+
+def buffers(monkeypatch):
+    """All buffers that agents are given from now on, by main.py."""
+    made = []
+
+    class Kept(Buffer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+    monkeypatch.setattr(Agent, "buffer_class", Kept)
+    return made
 
 
 def spy(monkeypatch, thing, name):

@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 import test_memory
 import torch
-from conftest import record
+from conftest import buffers, record
 
 import envs
 import main
 import TD3
-from agent import Agent
 from support import data
-from utils import Buffer
 
 HERE = os.path.dirname(os.path.abspath(main.__file__))
 
@@ -63,18 +61,6 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setitem(envs.KEEP, "TestMixed-v0", ([0, 2], [1, 3]))
     return lambda *argv, results="results": main.main([*argv, "--results_dir", str(tmp_path / results)])
-
-
-def buffers(monkeypatch):
-    """All buffers that agents are given from now on, by main.py."""
-    made = []
-
-    class Kept(Buffer):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-    monkeypatch.setattr(Agent, "buffer_class", Kept)
-    return made
 
 
 @pytest.mark.parametrize("observe", ["full", "positions"])

@@ -326,6 +326,7 @@ def test_summary_and_exit_code(study, capsys, monkeypatch, tmp_path):
     name = os.path.join(folder, "Cue10-v0_PPO_ff_seed=")
     os.makedirs(folder)
     finish(name + "0")
+    os.mkdir(name + "0.checkpoint")                                    # it was killed before this went
     with open(name + "1.log", "w") as log:
         log.write("step 5\nerror: policy is nan at step 7\n")
     pool = Puppets({name + "1": [1]})
@@ -347,6 +348,7 @@ def test_summary_and_exit_code(study, capsys, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stop:
         sweep.main([path, "--results_dir", folder])
     assert stop.value.code == 0 and capsys.readouterr().out.startswith("3 done, 0 running, 0 failed, 0 waiting\n")
+    assert not os.path.exists(name + "0.checkpoint")
 
 
 def test_time_left():
