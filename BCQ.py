@@ -148,12 +148,14 @@ class BCQ(Agent):
         cfg, actor, n = self.cfg, self.actor, self.cfg.target_candidates
         self.updates += 1
 
-        # Sample windows of recorded steps. L steps are L + 1 rows: their states, and the next state of the last one
+        # Sample B windows of recorded steps, N steps in all. A window of L steps is L + 1 rows: the steps' states, and the next
+        # state of the last one. A row is an observation, and the action and the reward before it
         batch = self.sample(buffer)
         N = batch.steps
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
+        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
+        # network first reads the steps before the window, with its own weights
         hidden_actor = self.start_hidden(batch, actor)                          # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)

@@ -124,8 +124,9 @@ class PPO(Agent):
         history = rollout.history                                               # (B, L + 1, row)
 
         with torch.no_grad():
-            # Compute the old log-probabilities, with the weights and the memory that acted: the one stored at each window's
-            # first row. With --burn_in, rollout.hidden is an earlier one
+            # Compute the old log-probabilities. The weights are still those that acted, so one pass here spares storing them at
+            # every step. The memory must be the one that acted, too: that stored at each window's first row. With --burn_in,
+            # rollout.hidden is an earlier one
             acted_from, _ = self.split(buffer.hidden[rollout.index[:, 0]].to(self.device))
             actor_features, _ = self.actor.core(history[:, :-1], acted_from)    # (B, L, features)
             old_log_prob = self.actor.head(rollout.pick(actor_features)).log_prob(rollout.action)[:, None]      # (N, 1)
@@ -141,7 +142,8 @@ class PPO(Agent):
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
-        # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero)
+        # Move return_scale, a running root mean square of the returns, by a tenth (1e-6 keeps it above zero). The critic learns
+        # its values in this unit, and follows when it moves
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
 
         # Normalise the advantages over the whole rollout
@@ -152,9 +154,9 @@ class PPO(Agent):
         B = len(history)
         minibatches = min(B, max(1, rollout.steps // cfg.batch_size))           # none is empty
         for _ in range(cfg.epochs):
-            for numbers in np.array_split(self.rng.permutation(B), minibatches):
+            for windows in np.array_split(self.rng.permutation(B), minibatches):
                 # Take a random part of the windows, whole, so that a core reads steps in order. `chosen` (n,): its steps among N
-                batch, chosen = rollout.select(torch.as_tensor(numbers, device=self.device))
+                batch, chosen = rollout.select(torch.as_tensor(windows, device=self.device))
                 history = batch.history                                         # (b, L + 1, row)
 
                 # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
@@ -187,7 +189,8 @@ class PPO(Agent):
                 critic_losses.append(critic_loss.detach())
                 actor_losses.append(actor_loss.detach())
 
-            # With --hidden_refresh: unroll each episode from its first row in the rollout, and store its hidden states anew
+            # With --hidden_refresh: unroll each episode from its first row in the rollout, and store its hidden states anew. The
+            # windows are cut as before, so advantages and old log-probabilities still belong to them
             if cfg.hidden_refresh:
                 self.refresh_hidden(buffer, buffer.windows("full"))
                 rollout = buffer.windows(cfg.seq_len, cfg.burn_in)

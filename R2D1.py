@@ -142,8 +142,8 @@ class R2D1(Agent):
         return np.eye(actions, dtype=np.float32)[choice]                        # (N, actions), one-hot
 
     def ready(self, buffer):
-        """Is an update due? At the pace of `replay_ratio`, once there is a window to draw."""
-        return super().ready(buffer) and buffer.cut_windows(self.cfg.seq_len)
+        """Is an update due? At the pace of `replay_ratio`, once there is a window to draw. Cuts new steps into windows first."""
+        return super().ready(buffer) and buffer.cut_windows(self.cfg.seq_len) > 0
 
     def values(self, features, batch):
         return self.critic.head(features)                                       # (N, actions), squashed
@@ -160,7 +160,8 @@ class R2D1(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
+        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
+        # network first reads the steps before the window, with its own weights
         hidden = self.start_hidden(batch, self.critic)                          # (B, core's hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 

@@ -104,7 +104,7 @@ class SAC(Agent):
     def __init__(self, spec, cfg, seed=0, device="cpu"):
         super().__init__(spec, cfg, seed, device, Actor(spec, cfg), Critic(spec, cfg))
         self.critic_target = self.target_of(self.critic)
-        self.actor_average = self.target_of(self.actor)                         # moved after each update, see agent.py
+        self.actor_average = self.target_of(self.actor)                         # moved by average_actor, in agent.py
         self.actor_optimizer = adam(self.actor, cfg.lr, cfg.core_lr)
         self.critic_optimizer = adam(self.critic, cfg.lr, cfg.core_lr)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.init_alpha), device=device))
@@ -124,11 +124,13 @@ class SAC(Agent):
         cfg = self.cfg
         alpha = self.log_alpha.detach().exp()
 
-        # Sample windows of stored steps. L steps are L + 1 rows: their states, and the next state of the last one
+        # Sample B windows of stored steps, N steps in all. A window of L steps is L + 1 rows: the steps' states, and the next
+        # state of the last one. A row is an observation, and the action and the reward before it
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. With --burn_in the network first reads the steps before it
+        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
+        # network first reads the steps before the window, with its own weights
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)
@@ -164,8 +166,8 @@ class SAC(Agent):
         optimize(self.critic_optimizer, critic_loss)
 
         # Compute the actor loss. The critic has changed, so its features are computed again. They need no gradient: its core
-        # reads the past alone, and the actor's new action does not change the past. hidden_critic is kept: burned in again, it
-        # would differ by one step of the optimizer
+        # reads the past alone, and the actor's new action does not change the past. hidden_critic is used again: burned
+        # in anew, it would differ by one small step of the optimizer, and cost another pass
         with torch.no_grad():
             critic_features, _ = self.critic.core(history[:, :-1], hidden_critic)
         action, log_prob = self.actor.sample_action(batch.pick(actor_features[:, :-1]))    # (N, action_dim), (N, 1)

@@ -99,15 +99,19 @@ class MemoryFlags:
             refuse(config[name] != defaults[name] and start == "zero",
                    f"--{name} needs --hidden_init stored; with zero no stored state is ever read")
         if not config["test"] and not config["record"] and "dataset" not in config:     # random actions may be worth a recording
-            name, first = "batch_size", config.get("batch_size", 0)
-            if "rollout_steps" in config:                              # steps before the first update: see the agents' `ready`
+            batch = config.get("batch_size", 0)
+            # `first`: steps until the first update, see the agents' `ready`
+            if "rollout_steps" in config:
                 name, first = "rollout_steps", config["rollout_steps"] * envs
             elif config.get("replay_ratio"):
-                name, first = "start_timesteps", config["start_timesteps"] + first / config["replay_ratio"]
-            zero = config.get("lr_decay", False) and config["max_timesteps"] <= first  # an update at the last step has rate 0
-            refuse(zero or math.ceil(config["max_timesteps"] / envs) * envs < first,
+                name, first = "start_timesteps", config["start_timesteps"] + batch / config["replay_ratio"]
+            else:
+                name, first = "batch_size", batch
+            decayed = config.get("lr_decay", False) and config["max_timesteps"] <= first   # an update at the last step has rate 0
+            why = ", where --lr_decay has reached 0" if decayed else ""
+            refuse(decayed or math.ceil(config["max_timesteps"] / envs) * envs < first,
                    f"--max_timesteps {config['max_timesteps']} trains nothing: the first update comes after {first:.0f} steps"
-                   f"{', where --lr_decay has reached 0' * zero}; choose a larger --max_timesteps, or a smaller --{name}")
+                   f"{why}; choose a larger --max_timesteps, or a smaller --{name}")
 
 
 class Agent:
@@ -156,7 +160,7 @@ class Agent:
     def values(self, features, batch):
         """The critic's values of a batch's N steps, (N, n), or (2, N, n) of twins, from its core's features (N, feature_size).
 
-        n is 1, or the number of actions where an algorithm values each of them.
+        n is 1, or the number of actions where an algorithm values each of them. Only --staleness asks for them.
         """
         return self.critic.head(features, batch.action)
 
@@ -198,7 +202,7 @@ class Agent:
         """Act in N environments. The memory advances on every step, those with random actions included.
 
         Args:
-            history: array (N, row), the history row of this step
+            history: array (N, row), the newest row of the history
             hidden: array (N, hidden_dim), the memory before this row is read
         Returns:
             action (N, action_dim) and next_hidden (N, hidden_dim), arrays
@@ -236,7 +240,7 @@ class Agent:
         """
         if not self.cfg.hidden_refresh:
             return
-        states = [network.core.states(batch.history, self.start_hidden(batch, network)) for network in self.remembering]
+        states = [network.core.hidden_states(batch.history, self.start_hidden(batch, network)) for network in self.remembering]
         buffer.write_hidden(batch, torch.cat(states, -1))                       # (B, L + 1, hidden_dim)
 
     # ------------------------------------------------------------------ the pace of learning
@@ -273,7 +277,8 @@ class Agent:
     # ------------------------------------------------------------------ the policy that is evaluated
 
     def average_actor(self):
-        """Move the actor's average, after an update. It is a mean over about the latest updates, a share --average of all so far.
+        """Move the actor's average, after an update: about the mean of the actor over the latest ones, with --average 0.02 the
+        last fiftieth of all so far.
 
         After update n the average moves a share 1 / (--average * n) of the way to the actor (after Shamir and Zhang, "Stochastic
         Gradient Descent for Non-smooth Optimization", 2013). With --average 0 it is the actor.

@@ -11,7 +11,7 @@ A core turns a history into features. Everywhere else a hidden state is one opaq
 A *history row* is what an agent perceives at time t: the observation, the previous action and the previous reward,
 side by side. At the first step of an episode the last two are zero. A recurrent core reads as much of the row as
 `--memory_input` says, and `none` reads the observation alone. The *current* action is never part of the row. It joins after
-the core, in the critic's head, since otherwise the actor's gradient could rewrite the critic's past.
+the core, in the critic's head. So an action that the actor tries now changes no memory of the critic.
 `hidden[t]` is the memory before it reads row t.
 """
 import torch
@@ -34,13 +34,13 @@ class NoCore(nn.Module):
     def burn_in(self, past, past_length, hidden):
         return hidden
 
-    def states(self, history, hidden):
+    def hidden_states(self, history, hidden):
         return hidden[:, None].expand(-1, history.shape[1], -1)
 
 
 class RecurrentCore(nn.Module):
-    """What all recurrent cores share. Each has its own `unroll`. The burn_in and states here suit cores whose output is their
-    memory (GRU, minGRU). The LSTM has its own.
+    """What all recurrent cores share. Each has its own `unroll`. The burn_in and hidden_states here suit cores whose output is
+    their memory (GRU, minGRU). The LSTM has its own.
 
     Args:
         state_dim, action_dim: widths of the observation and of the action in a history row
@@ -92,7 +92,7 @@ class RecurrentCore(nn.Module):
         return torch.where(past_length[:, None] > 0, last, hidden)
 
     @torch.no_grad()
-    def states(self, history, hidden):
+    def hidden_states(self, history, hidden):
         """The memory before each of the window's L rows: (B, L, hidden_dim). For --hidden_refresh."""
         if history.shape[1] == 1:
             return hidden[:, None]
@@ -141,7 +141,7 @@ class LSTMCore(RecurrentCore):
         return torch.where(past_length[:, None] > 0, self.pack(state), hidden)
 
     @torch.no_grad()
-    def states(self, history, hidden):
+    def hidden_states(self, history, hidden):
         states = [hidden]                                              # nn.LSTM returns no c but the last
         for t in range(history.shape[1] - 1):
             states.append(self.cell(history[:, t, :self.in_size], states[-1])[1])

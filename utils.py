@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 class Buffer:
     """Sequences of steps with the memory before each, for replay and for on-policy rollouts alike.
 
-    One environment and two episodes, the second still running. Turned on its side: each column is one row of the buffer.
+    One environment and two episodes, the second still running. The buffer is drawn on its side: a column is one of its rows.
 
         position       0     1     2     3  |  4     5     6     7     8
         state         s0    s1    s2    s3  | s0    s1    s2    s3    s4        the observation
@@ -79,8 +79,8 @@ class Buffer:
 
     Every stored step is equally likely to be trained on. A window of L steps may begin at any step, and also up to L - 1 steps
     *before* its episode, of which only the part inside is used. So each step lies in exactly L of the windows that can be
-    drawn, the first and the last of an episode included. A draw is one random number below rows + episodes x (L - 1), so nothing
-    is searched. A window that begins at an episode's last row holds no step, and is dropped.
+    drawn, the first and the last of an episode included. A draw is one random number below rows + episodes x (L - 1), so no
+    list of windows is kept. A window that begins at an episode's last row holds no step, and is dropped.
 
     Args:
         size: rows of all streams together (one per step, and one more per episode)
@@ -148,7 +148,7 @@ class Buffer:
         for env in range(self.num_envs):
             if self.running[env]:
                 at = env * self.capacity + self.head[env] % self.capacity
-                self._hidden[at] = hidden[env, :self.hidden_dim]
+                self._hidden[at] = hidden[env, :self.hidden_dim]       # what is acted from: --hidden_refresh may have changed it
                 self.changed[at] = True
             else:
                 self._begin_episode(env, state[env], hidden[env])
@@ -238,7 +238,7 @@ class Buffer:
         rows = self.head - self.tail + 1                               # (num_envs,)
         episodes = self.newest - self.oldest + 1
         L = seq_len
-        if seq_len == "full":                                          # draw episodes: none for a row, L - 1 = 1 for each
+        if seq_len == "full":                                          # a draw for each episode (L - 1 = 1), none for a row
             rows, L = 0 * rows, 2
         upto = np.cumsum(rows + episodes * (L - 1))
         expected = len(self) / upto[-1] * (L if seq_len != "full" else 1)             # steps in a draw, on average

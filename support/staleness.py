@@ -133,7 +133,8 @@ def measure(agent, buffer, rng):
     add("delta_q", (q - true_q).norm(dim=(0, 2)) / largest)
 
     def relative(core, start, true):
-        states, true_states = batch.pick(core.states(history, start)), batch.pick(core.states(history, true))   # (N, hidden_dim)
+        states = batch.pick(core.hidden_states(history, start))                 # (N, hidden_dim)
+        true_states = batch.pick(core.hidden_states(history, true))
         return (states - true_states).norm(dim=-1) / true_states.norm(dim=-1).clamp(min=torch.finfo(states.dtype).tiny)
     add("delta_hidden", relative(critic.core, start_critic, true_critic))
     if actor is not critic and actor.core.hidden_dim:

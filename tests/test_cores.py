@@ -51,7 +51,7 @@ def test_one_unroll_is_step_by_step_is_two_chunks(name, L):
     stepped, states, stepped_end = step_by_step(core, history, start)
     close(features, stepped)
     close(end, stepped_end)
-    close(core.states(history, start), states)
+    close(core.hidden_states(history, start), states)
     if name != "none":
         for a, b in zip(gradients(features), gradients(stepped), strict=True):
             assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
@@ -163,7 +163,7 @@ def test_burn_in_and_states_carry_no_gradient(name):
     core = core_of(name)
     history, start = torch.randn(4, 3, ROW), torch.randn(4, core.hidden_dim, requires_grad=True)
     assert not core.burn_in(history, torch.tensor([1, 2, 3, 0]), start).requires_grad
-    assert not core.states(history, start).requires_grad
+    assert not core.hidden_states(history, start).requires_grad
 
 
 @pytest.mark.parametrize("name, memory_input, read", [("lstm", "obs", S), ("lstm", "obs_action", S + A), ("gru", "obs", S),
