@@ -11,7 +11,8 @@ Deliberate differences from the paper and common implementations:
 2. Advantages, and with them the critic's targets, are GAE's; --gae_lambda 1 is the paper's: returns until the rollout's end,
    then the value.
 3. A time limit is no termination: values are bootstrapped from the true last observation. Many implementations do not.
-4. Both losses are in units of a running scale of returns, so that one learning rate suits returns of 1 and of 1000.
+4. Returns, values and advantages are divided by a running scale of returns, so that one learning rate suits returns of 1 and
+   of 1000.
 5. The spread of the Gaussian policy does not depend on the state. The policy's last layer begins near zero.
 6. Adam instead of RMSProp. The actor's and the critic's gradient are clipped separately.
 7. Rollouts of 16 steps and no bonus for entropy by default, where the paper has 5 steps and a bonus.
@@ -125,13 +126,13 @@ class A2C(Agent):
             value = current_value * self.return_scale
             next_value = self.critic.head(rollout.pick(critic_features[:, 1:])) * self.return_scale     # (N, 1)
 
-        # Compute advantages and returns, in order of time
+        # Compute advantages and returns. Steps lie in order of time, one environment after the other
         advantage = gae(*to_array(rollout.reward, value, next_value, rollout.not_done, rollout.end),
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)
 
         # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero), and divide both by it. It moves
-        # slowly, since a rollout holds few steps
+        # slowly, since a rollout holds few steps, and the critic, whose values are in this unit, follows
         self.return_scale += 0.01 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 
@@ -152,6 +153,7 @@ class A2C(Agent):
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)
 
-        # Forget the rollout: a new policy needs new steps. With --hidden_init zero the last rows stay, to burn in the next one
+        # Forget the rollout: a new policy needs new steps. With --hidden_init zero the last rows stay, to burn in the next one:
+        # with stored states it starts from its first step's, and needs none
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

@@ -9,13 +9,13 @@ perturbation moves them a little towards larger values, and of several of these 
 environment is stepped to evaluate only. Here `max_timesteps` and `eval_freq` count updates.
 
 Deliberate differences from the paper and its reference code:
-1. Generative model and perturbation read one recurrent core (cores.py), the critic another; heads read its output beside the
-   current observation. Without a core this is the textbook algorithm. The actor's core learns from the generative model's loss
-   alone, and the perturbation reads its features without gradient. So the core learns features that predict the recorded
-   actions, not ones that please the critic. The twin Q-heads share the critic's core. The action joins after the cores, in the
-   heads.
+1. The actor is the generative model and the perturbation. They share a recurrent core (cores.py), and the critic has its own.
+   Heads read a core's output beside the current observation. Without a core this is the textbook algorithm. The actor's core
+   learns from the generative model's loss alone, and the perturbation reads its features without gradient. So the core learns
+   features that predict the recorded actions, not ones that please the critic. The twin Q-heads share the critic's core. The
+   action joins after the cores, in the heads.
 2. A data set holds observations, actions and rewards, but no hidden states: they would be those of whoever recorded it, with
-   other weights and maybe without a memory. So windows start from zero, or are warmed up by --burn_in, and --hidden_init
+   other weights and maybe without a memory. So windows start from zero, or are burned in, and --hidden_init
    stored, with what depends on it, is an error.
 3. An update trains on windows: up to `seq_len` steps of one episode, one step without a recurrent core. `batch_size` counts
    real steps, never padding. The actor's loss needs no gradient through the critic's core.
@@ -62,7 +62,7 @@ class HyperParameters(MemoryFlags):
     recurrent_defaults = dict(seq_len=32)
     # Flags of memory that are refused, and why
     unused = dict.fromkeys(("hidden_init", "hidden_refresh", "stored_precision", "critic_hidden"),
-                           "a data set holds no hidden states, windows start from zero; --burn_in warms them up")
+                           "a data set holds no hidden states, windows start from zero; use --burn_in")
 
 
 class Actor(nn.Module):
@@ -144,7 +144,7 @@ class BCQ(Agent):
         return self.updates < self.steps
 
     def train(self, buffer):
-        """One update: of the critics, the generative model and the perturbation."""
+        """One update: of the critic, the generative model and the perturbation."""
         cfg, actor, n = self.cfg, self.actor, self.cfg.target_candidates
         self.updates += 1
 
@@ -154,8 +154,8 @@ class BCQ(Agent):
         N = batch.steps
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
-        # network first reads the steps before the window, with its own weights
+        # Each network's memory at the windows' first step: zero, a data set has none. With --burn_in each network first reads the
+        # steps before the window, with its own weights
         hidden_actor = self.start_hidden(batch, actor)                          # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)
         target_hidden_critic = self.start_hidden(batch, self.critic_target)

@@ -103,7 +103,7 @@ class DDPG(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
+        # Each network's memory at the windows' first step. A target starts from its online network's memory. With --burn_in each
         # network first reads the steps before the window, with its own weights
         hidden_critic = self.start_hidden(batch, self.critic)                   # (B, core's hidden_dim)
         target_hidden_actor = self.start_hidden(batch, self.actor_target)

@@ -137,7 +137,7 @@ class PPO(Agent):
             value = self.critic.head(rollout.pick(critic_features[:, :-1])) * self.return_scale         # (N, 1)
             next_value = self.critic.head(rollout.pick(critic_features[:, 1:])) * self.return_scale     # (N, 1)
 
-        # Compute advantages and returns, in order of time
+        # Compute advantages and returns. Steps lie in order of time, one environment after the other
         advantage = gae(*to_array(rollout.reward, value, next_value, rollout.not_done, rollout.end),
                         cfg.discount, cfg.gae_lambda)
         returns = advantage + to_array(value)[0]                                # (N,)

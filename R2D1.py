@@ -9,8 +9,9 @@ With --recurrent, windows start from stored states, burned in over the 16 steps 
 and returns are five-step returns.
 
 Deliberate differences from the paper:
-1. One epsilon-greedy actor, whose epsilon falls from 1 to 0.05 over 10,000 steps, instead of 256 actors with an epsilon each. So
-   priorities are not computed by actors: a new window gets the largest ever set, as in Schaul et al.
+1. One process acts and learns in turn. Its epsilon falls from 1 to 0.05 over 10,000 steps. The paper has 256 that act, each with
+   an epsilon of its own, and they compute the first priorities. Here a new window gets the largest priority ever set, as in
+   Schaul et al.
 2. Windows adjoin instead of overlapping by half: each stored step lies in one at most, so that with --priority_exponent 0
    every step is trained on equally often, as everywhere in this project. A window can be drawn once it is complete or its
    episode has ended.
@@ -160,12 +161,13 @@ class R2D1(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
+        # Each network's memory at the windows' first step. A target starts from its online network's memory. With --burn_in each
         # network first reads the steps before the window, with its own weights
         hidden = self.start_hidden(batch, self.critic)                          # (B, core's hidden_dim)
         target_hidden = self.start_hidden(batch, self.critic_target)
 
-        # Unroll the critic over all L + 1 rows, and pick the real ones: a window of l steps has l states and one after them
+        # Unroll the critic over all L + 1 rows, and pick the real ones, of a window of l steps l + 1: a return may need the state
+        # after its last step. So B windows of N steps in all have N + B rows
         real_rows = batch.real_rows                                             # (B, L + 1)
         features, _ = self.critic.core(history, hidden)                         # (B, L + 1, features)
         Q = self.critic.head(features[real_rows])                               # (N + B, actions)
@@ -174,8 +176,8 @@ class R2D1(Agent):
         # 0 1 2 3 | 4 5 6. So step i's state is in row i + window[i], and the state n steps later is n rows on
         length = batch.mask.sum(1)                                              # (B,)
         window = batch.mask.nonzero()[:, 0]                                     # (N,): whose step it is
-        i = torch.arange(batch.steps, device=self.device)                       # (N,)
-        row = i + window                                                        # (N,)
+        step = torch.arange(batch.steps, device=self.device)                    # (N,)
+        row = step + window                                                     # (N,): of the step's state
 
         with torch.no_grad():
             # Unroll the target network over the same
@@ -187,11 +189,12 @@ class R2D1(Agent):
             best_Q = self.unsquash(best_Q)                                      # (N + B, 1)
 
             # Look n steps ahead, but no further than the state after the window's last step
-            remaining = length.cumsum(0)[window] - i                            # (N,): steps of the window from this one on
+            remaining = length.cumsum(0)[window] - step                         # (N,): steps of the window from this one on
             n = remaining.clamp(max=cfg.n_steps)
-            not_done = batch.not_done[i + n - 1]                                # only a window's last step can terminate
+            not_done = batch.not_done[step + n - 1]                             # only a window's last step can terminate
 
-            # Compute the n-step return. `roll` brings rewards of the next window, too, but only where k is at least n
+            # Compute the n-step return. `roll` fetches the reward k steps later. Past a window's end that is another window's,
+            # but there k is at least n, and it does not count
             rewards = torch.zeros_like(batch.reward)                            # (N, 1)
             for k in range(min(cfg.n_steps, batch.mask.shape[1])):
                 rewards += cfg.discount ** k * torch.where((k < n)[:, None], batch.reward.roll(-k, 0), 0)

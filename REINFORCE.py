@@ -150,15 +150,16 @@ class REINFORCE(Agent):
         critic_features, _ = self.critic.core(history, hidden_critic)           # (B, L + 1, features)
         current_value = self.critic.head(batch.pick(critic_features[:, :-1]))   # (N, 1), in units of return_scale
         with torch.no_grad():
-            scale = self.return_scale if cfg.baseline else 0                    # an untrained critic's values count as 0
+            scale = self.return_scale if cfg.baseline else 0                    # without a baseline the critic is never trained
             value = current_value * scale
             next_value = self.critic.head(batch.pick(critic_features[:, 1:])) * scale   # (N, 1)
 
-        # Compute returns and advantages, in order of time
+        # Compute returns and advantages. Steps lie in order of time, one environment after the other
         returns = returns_to_go(*to_array(batch.reward, batch.end, next_value * batch.not_done), cfg.discount)     # (N,)
         advantage = returns - to_array(value)[0]
 
-        # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero), and divide both by it
+        # Move return_scale, a running root mean square of the returns (1e-6 keeps it above zero), and divide both by it. The
+        # critic, whose values are in this unit, follows
         self.return_scale += 0.1 * (np.sqrt(np.mean(returns ** 2)) + 1e-6 - self.return_scale)
         advantage, target_value = (torch.as_tensor(x / self.return_scale).to(value)[:, None] for x in (advantage, returns))
 

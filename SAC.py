@@ -129,7 +129,7 @@ class SAC(Agent):
         batch = self.sample(buffer)
         history = batch.history                                                 # (B, L + 1, row)
 
-        # Each network's memory at the windows' first step. A target takes its online network's start state. With --burn_in each
+        # Each network's memory at the windows' first step. A target starts from its online network's memory. With --burn_in each
         # network first reads the steps before the window, with its own weights
         hidden_actor = self.start_hidden(batch, self.actor)                     # (B, core's hidden_dim)
         hidden_critic = self.start_hidden(batch, self.critic)

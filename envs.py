@@ -1,12 +1,14 @@
 """Environments: any Gymnasium id with a one-axis Box or a discrete observation, what the agent sees of it, and vectorising.
 
-Flags that hide something. They combine, in this order. While acting, all noise comes from the environment's own seeded generator:
+Flags that hide something. They combine, and apply in this order:
 
     --observe positions|velocities   keep only these entries of the observation, see KEEP
     --observe 0-4,7                  or those with these indices
     --obs_noise SIGMA                add Gaussian noise
     --sensor_dropout P               each entry is zero with probability P
     --flicker P                      the whole observation is zero with probability P
+
+While acting, all their noise comes from the environment's own seeded generator.
 
 A memory task ships with the project: Cue10-v0 and its kin, see Cue. POPGym's (popgym-RepeatPreviousEasy-v0 ...) run where
 that package is installed.
@@ -155,8 +157,8 @@ def objection(space, value):
 class Checked(gym.Wrapper):
     """Wraps the environment itself, and raises Faulty at the first step where it fails.
 
-    A reward in an array or a list is taken out, and a list as an observation becomes an array. `info` is left behind: nothing
-    here reads it, and a vector environment can fail at it.
+    A reward in an array or a list is taken out, and a list as an observation becomes an array. The environment's own `info` is
+    dropped: nothing here reads it, and a vector environment can fail at it.
     """
 
     spec = property(lambda self: self.env.spec)                        # a data set names the environment without this wrapper
@@ -483,12 +485,13 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs=""
             env = gym.make(env_id, max_episode_steps=max_episode_steps or None, disable_env_checker=True,
                            **arguments, **{"render_mode": "rgb_array"} if render else {})
             env = Checked(NoOldContacts(env) if bullet else env)
+            # KEEP's indices are right for the environment as it usually is
             usual = gym.make(env_id, disable_env_checker=True) if arguments and name in KEEP else env
     except Exception as error:                                         # an environment's code may raise anything
         if not isinstance(error, gym.error.Error) or name in gym.registry:
             raise ValueError(f"{cannot}: {one_line(error)}{where(error)}") from None
         with quiet(), contextlib.suppress(ImportError):
-            import pybullet_envs_gymnasium  # noqa: F401
+            import pybullet_envs_gymnasium  # noqa: F401               # registers ids, which may then be suggested
         near = [module + colon + other for other in difflib.get_close_matches(name, list(gym.registry), 3, 0.4)]
         raise ValueError(f"unknown environment '{env_id}'; " + (f"did you mean {' or '.join(near)}?" if near else
                          "give a Gymnasium id such as HopperBulletEnv-v0")) from None
@@ -506,7 +509,7 @@ def make_env(env_id, wrap=None, render=False, max_episode_steps=0, env_kwargs=""
         raise ValueError(str(fault)) from None
     except Exception as error:
         raise ValueError(f"{cannot}: {one_line(error)}{where(error)}") from None
-    return for_agent(wrap(env), env_id, observation) if wrap else made
+    return for_agent(wrap(env), env_id, observation) if wrap else made     # anew: what wraps it shall not have seen this step
 
 
 def make_vector_env(env_id, num_envs, wrap=None, **options):

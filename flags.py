@@ -51,7 +51,7 @@ class RunFlags:
     """What is not the algorithm's own. Roles of flags: see agent.flag."""
     policy: str = flag("TD3", f"algorithm: {', '.join(POLICIES)}")
     env: str = flag("HopperBulletEnv-v0", "Gymnasium environment id, or MODULE:ID; the module may lie in the current folder")
-    seed: int = flag(0, "seeds Python, NumPy, Torch, environments and action space", low=0)
+    seed: int = flag(0, "seeds Python, NumPy, Torch, environments, agent and buffer", low=0)
     eval_freq: int = measuring(5_000, "steps between evaluations")
     eval_episodes: int = measuring(10, "episodes of an evaluation")
     env_kwargs: str = flag("", "arguments that the environment is made with: KEY=VALUE, or several of them")

@@ -247,7 +247,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None, comma
                 loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints, config, new=not saved)
         except Exception as error:                                     # NaN in the weights can surface anywhere
             weight = largest({"actor": agent.actor.state_dict(), "critic": agent.critic.state_dict()})
-            if isinstance(error, Diverged) or not weight < 1e6:
+            if isinstance(error, Diverged) or not weight < 1e6:                # `not <`: NaN counts, too
                 numbers = error.args[0] if isinstance(error, Diverged) else {"the largest weight": weight}
                 raise Failed(has_diverged(steps.step, numbers, path, run)) from error
             if isinstance(error, Faulty):
@@ -352,7 +352,7 @@ def loop(run, cfg, agent, steps, buffer, eval_env, spec, listeners, checkpoints,
                     checkpoints.save_run(agent, buffer, steps, listeners, {**asdict(run), **asdict(cfg)}, config)
             if stop.signal and not last:
                 raise Stopped(stop.signal, bool(checkpoints.steps()))
-        if not due(run.eval_freq):                                     # after the checkpoint: a run made longer lacks this one
+        if not due(run.eval_freq):                                     # after the checkpoint: no part of a run made longer
             evaluation()
 
 
@@ -382,7 +382,7 @@ def resume(checkpoints, run, agent, config):
         return None
     for name, value in saved["config"].items():
         if name not in HANDLING and config.get(name) != value and not (origin and name == "max_timesteps"):
-            # The run lacks flags of now. With their old values its name would be another
+            # Does its version lack some of today's flags? Then "give the same" would be no help: the run would have another name
             older = not config.keys() <= saved["config"].keys() | HANDLING
             fail(f"--resume: the run was started with {as_word(name, value)}" + (", by a version with other flags; choose another"
                  " --results_dir" if older else "; give the same") + ", or --overwrite to start anew")

@@ -59,7 +59,7 @@ def distribution(output, log_std=None):
 
 
 def gae(reward, value, next_value, not_done, end, discount, gae_lambda):
-    """Generalised advantage estimation over steps in order of time; Schulman et al. 2015, equation 16.
+    """Generalised advantage estimation over steps in order of time, stream after stream; Schulman et al. 2015, equation 16.
 
     Args:
         reward, value, next_value, not_done, end: arrays (N,). `not_done` is 0 where the episode terminated, and cuts the
