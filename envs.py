@@ -301,6 +301,10 @@ class OneHotAction(gym.ActionWrapper):
     def action(self, action):
         return self.start + int(np.argmax(action))
 
+    def inverse(self, action):
+        """The agent's actions (T, n), one-hot, for the environment's (T,)."""
+        return np.eye(self.action_space.shape[0])[action - self.start]
+
 
 class NoOldContacts(gym.Wrapper):
     """PyBullet keeps the contacts of the last episode over a reset. A foot that lands within millimetres of an old contact gets a

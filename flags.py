@@ -210,13 +210,17 @@ def check_saved(config):
 
 
 def check_same(name, saved, config):
-    """Were the flags of a finished run, `saved`, those of `config`? Where files go and the machine may differ. Raises ValueError,
-    with one line, if not: a run of the same name may have been measured otherwise, or be of before a default was changed."""
+    """Were the flags of a finished run, `saved`, those of `config`? The machine may differ, and where files go, but what `config`
+    wants kept must have been kept. Raises ValueError, with one line, if not: a run of the same name may have been measured
+    otherwise, or be of before a default was changed."""
     saved = BEFORE | saved
     for key, value in config.items():
         if key not in HANDLING | MACHINE and saved.get(key, value) != value:
             raise ValueError(f"{name} has finished, with {as_word(key, saved[key])[:100]}; give the same, or choose another "
                              "--results_dir")
+    for key in ("save_model", "keep_checkpoint"):
+        if config.get(key) and not saved.get(key):
+            raise ValueError(f"{name} has finished, without --{key}; leave it out, or choose another --results_dir")
 
 
 def load_policy(name):
@@ -385,7 +389,8 @@ def check(config, given, algorithm):
         if config.get("num_envs", 1) > 1:
             fail(f"--record writes one stream of episodes, and there are {config['num_envs']} environments; add --num_envs 1")
     if config["staleness"] and not config["recurrent_critic"]:
-        fail("--staleness compares states of a recurrent critic, and there is none; add --recurrent_critic" +
+        whose = "recurrent" if algorithm.HyperParameters.one_network else "recurrent_critic"
+        fail(f"--staleness compares states of a recurrent critic, and there is none; add --{whose}" +
              (" and --baseline" if not config.get("baseline", True) else ""))
     if not OBSERVE.fullmatch(config["observe"]):
         fail(f"--observe '{config['observe']}' is not full, positions or velocities, nor indices such as 0-4,7")

@@ -211,6 +211,7 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None, comma
     An offline agent gets recorded episodes and no environments. command: kept in the run's JSON
     """
     offline, unit = envs is None, "update" if envs is None else "step"
+    config = {**asdict(run), **asdict(cfg)}
     size = data.rows(episodes) if offline else agent.buffer_size()
     kind = agent.buffer_class
     needed = kind.bytes_needed(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.stored_precision)
@@ -221,8 +222,8 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None, comma
         buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.num_envs, run.seed, run.device,
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
-        fail(f"a buffer of {needed} does not fit in memory; choose a smaller --memory_size or --core_size")
-    config = {**asdict(run), **asdict(cfg)}
+        larger = " or ".join(f"--{name}" for name in ("memory_size", "rollout_steps", "core_size") if name in config)
+        fail(f"a buffer of {needed} does not fit in memory; choose a smaller {larger}")
     results = Results(run, run_name(run, cfg, algorithm), config, command)
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):
@@ -271,11 +272,7 @@ def has_finished(path, config):
         fail(f"--resume: {error}; --overwrite in place of --resume runs it anew")
     if not info:
         return False
-    before = info["config"]
-    for name in ("save_model", "keep_checkpoint"):
-        if config[name] and not before.get(name):
-            fail(f"--resume: {path} has finished, without --{name}; --overwrite in place of --resume runs it anew")
-    if not before.get("keep_checkpoint"):
+    if not info["config"].get("keep_checkpoint"):
         Checkpoints(path, None).remove()                               # the run may have been killed before it did so
     print(f"{path}.csv is there already: this run has finished")
     return True

@@ -87,9 +87,9 @@ def read_run(path, own=False):
     return Run(path, own, config, table, info.get("finished") is True)
 
 
-def read_runs(sources):
+def read_runs(sources, needed=True):
     """All runs of `sources`, {folder or run: is it the reader's own?}. Warns of runs that cannot be read or repeat another; exits
-    with 2 if no run is left."""
+    with 2 if no run is left and one is `needed`."""
     runs, problems, seen = {}, [], set()
     for source, own in sources.items():
         folder = os.path.isdir(source) or source in (REFERENCE, OWN)
@@ -107,7 +107,7 @@ def read_runs(sources):
                     raise ValueError(f"{path}.csv repeats the flags and the seed of another file")
             except ValueError as error:
                 problems.append(str(error))
-    if not runs:
+    if needed and not runs:
         fail(f"no results in {' or '.join(sources)}; {'; '.join(problems[:1]) or 'run main.py first, or give other PATHS'}"
              + (f"; {len(problems) - 1} more like it" if problems[1:] else ""))
     for problem in problems:
@@ -209,9 +209,9 @@ def main(argv=None):
         runs, default = read.runs, os.path.join("plots", name)
     else:
         sources = dict.fromkeys(args.paths, False) or {REFERENCE: False, **({HISTORY: False} if args.all else {}), OWN: True}
-        runs = choose(read_runs(sources), wanted)
-        own = {task_of(run.config) for run in runs if run.own}
         looked = [path for path in args.paths or [OWN] if not wanted and lookback_figures.files(path)]
+        runs = choose(read_runs(sources, needed=not looked), wanted)
+        own = set() if args.all else {task_of(run.config) for run in runs if run.own}
         default = OWN_PLOTS if own or looked or args.paths or args.all or wanted else "plots"
     plots_dir = args.plots_dir or default
     try:
@@ -222,7 +222,7 @@ def main(argv=None):
             drawn = study_figures.draw(read, table)
         else:
             lines = make_lines([run for run in runs if not own or task_of(run.config) in own])
-            table, drawn = summary(lines), {"overview": drawing.overview(lines)}
+            table, drawn = summary(lines), {"overview": drawing.overview(lines)} if lines else {}
             if looked or default == "plots":
                 drawn |= lookback_figures.draw(os.path.join("results", "policies"), looked)
             for file, mine in drawing.grouped(lines, lambda line: line.file).items():
@@ -239,11 +239,13 @@ def main(argv=None):
                     os.remove(path)
         for file, fig in drawn.items():
             fig.savefig(os.path.join(plots_dir, file + ".png"), dpi="figure", metadata={"Software": MADE if into_own else None})
-        table.to_csv(os.path.join(plots_dir, "summary.csv"), index=False, lineterminator="\n", float_format="%.6g")
+        if len(table):                                                 # a folder may hold measurements of --lookback alone
+            table.to_csv(os.path.join(plots_dir, "summary.csv"), index=False, lineterminator="\n", float_format="%.6g")
     except OSError as error:
         fail(f"--plots_dir '{plots_dir}' cannot be written ({error.strerror}); choose another")
-    print(study.report(table) if args.study else report(lines))
-    print(f"\n{len(drawn)} figures and summary.csv are in {plots_dir}")
+    if len(table):
+        print(study.report(table) if args.study else report(lines))
+    print(f"\n{len(drawn)} figures{' and summary.csv' * bool(len(table))} are in {plots_dir}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
 
 A study for `plot.py --study` has [[cases]], too, each with a name and flags: then every table of [[runs]] is an arm, and each
 case runs each arm (studies/memory.toml). A case can name arms that it does not run: `without` those that mean nothing there,
-`identical` those that are known to be the arm named "common", to the bit.
+`identical` those that are known to be the arm named "common", to the bit. The study must have the arms "common" and
+"no memory", and each arm a `question`.
 
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
 `main.py ... --resume`, and its output goes to RUN.log beside its results. If its worker or node dies, the run goes on elsewhere
@@ -125,7 +126,10 @@ def read_study(path, results_dir, imports=False):
         for kind, its in (("runs", names), ("cases", [case.get("name") for case in cases])):
             if not all(isinstance(name, str) and name for name in its) or len(set(its)) < len(its):
                 fail(f"{path}: where there are [[cases]], each table of [[{kind}]] needs a name of its own; add name = \"...\"")
-
+        lacks = [f"no [[runs]] named '{name}'" for name in (tables.COMMON, tables.NONE) if name not in names] + \
+            [f"no question for '{arm['name']}'" for arm in arms if "question" not in arm]
+        if lacks:
+            print(f"warning: {path} has {lacks[0]}, so plot.py --study will not draw it", file=sys.stderr)
         files = [tables.name(case["name"]).casefold() for case in cases]
         for case, file in zip(cases, files):
             if files.count(file) > 1:
@@ -462,12 +466,15 @@ def main(argv=None):
         row = collected.get(run.case, {}).get(os.path.basename(run.path))
         try:
             if row:
+                if row["arm"] != run.arm:
+                    raise ValueError(f"{table(run.case)}.csv has {os.path.basename(run.path)} as the arm '{row['arm']}', and the "
+                                     f"study calls it '{run.arm}'; give it the old name, or rename it in both tables")
                 check_same(run.path, tables.flags_of(row, run.config), run.config)
                 run.state = "done"
-                tables.remove(run.path)                                # a sweep may have been killed before it did so
-            elif finished(run.path, lambda saved, run=run: check_same(run.path, saved, run.config)):
+                tables.remove(run.path, row)                           # a sweep may have been killed before it did so
+            elif info := finished(run.path, lambda saved, run=run: check_same(run.path, saved, run.config)):
                 run.state = "done"
-                if not run.config["keep_checkpoint"]:                  # the run may have been killed before it did so
+                if not info["config"].get("keep_checkpoint"):          # the run may have been killed before it did so
                     Checkpoints(run.path, None).remove()
                 keep(run)
         except ValueError as error:

@@ -237,14 +237,16 @@ def load(name, env, seed):
     if found != steps:
         refuse(f"states {steps} steps and has {found}; record or download it again")
 
-    rng, episodes = np.random.default_rng(seed), []
+    rng, episodes, discrete = np.random.default_rng(seed), [], isinstance(actions, gym.spaces.Discrete)
     for episode in raw:
         T, box = len(episode), isinstance(space, gym.spaces.Box)
         why = problem(episode, dict(
-            observations=((T + 1, *space.shape), NUMBERS if box else WHOLE), actions=((T, *actions.shape), NUMBERS),
-            rewards=((T,), NUMBERS), terminations=((T,), WHOLE), truncations=((T,), WHOLE)))
+            observations=((T + 1, *space.shape), NUMBERS if box else WHOLE), rewards=((T,), NUMBERS),
+            actions=((T, *actions.shape), WHOLE if discrete else NUMBERS), terminations=((T,), WHOLE), truncations=((T,), WHOLE)))
         if not (why or box or all(map(space.contains, episode.observations))):
             why = f"observations outside {describe(space)}"
+        if not why and discrete and not all(map(actions.contains, episode.actions)):
+            why = f"actions outside {describe(actions)}"
         if why:
             refuse(f"has {why} in episode {episode.id} of {T} steps; record or download it again, or make a data set without "
                    "that episode")

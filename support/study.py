@@ -16,9 +16,8 @@ import pandas as pd
 
 from support import statistics, tables, tasks
 from support.system import fail
+from support.tables import COMMON, NONE
 from support.words import bounds, decimals
-
-COMMON, NONE = "common", "no memory"
 
 
 @dataclass

@@ -43,7 +43,7 @@ def answers(study, table):
             f"memory. Below: its 95% interval over {study.seeds} seeds{', in pale cells over n, or the range' * fewer}. Bold: "
             "told apart from the reference. A ring \u25cb: not told apart, which says little if the interval is wide."
             + ' "identical": this changes nothing there.' * same + " An empty cell: no such choice, or not run."
-            " Q6 Does all this depend on the algorithm? Read along a row.", 150), 10, color=FAINT)
+            " Does an answer depend on the algorithm? Read along its row.", 150), 10, color=FAINT)
         left_of, x = {}, left
         for name, them in groups:
             size = 9.5 if len(them) > 1 else 7.5

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 
@@ -20,6 +21,7 @@ import pandas as pd
 from support.results import read_info, read_rows
 from support.system import PATIENCE, alone, regular, write_file
 
+COMMON, NONE = "common", "no memory"                                   # the two arms that plot.py --study needs
 STALENESS = ["delta_q_first", "delta_q_last", "delta_hidden_first", "delta_hidden_last"]
 
 
@@ -85,13 +87,18 @@ def flags_of(row, config):
             for name, value in config.items() if row.get(name)}
 
 
+def times(info):
+    """What a run took, from its JSON, as its row of CASE.runs.csv has it."""
+    return {"minutes": round(info["seconds"] / 60, 2), "cpu_minutes": round(info["cpu_seconds"] / 60, 2)}
+
+
 def evaluations(run, info):
     """A run's evaluations, a row each. run: the path of its files, without an ending; info: its JSON."""
     def table(end, columns):
         rows = read_rows(run, end, info)
-        if not rows:
+        if not rows and end == ".csv":                                 # a short run may have measured nothing of --staleness
             raise ValueError(f"{end} has no row")
-        return pd.DataFrame(rows)[columns].replace("nan", "").apply(pd.to_numeric)
+        return pd.DataFrame(rows, columns=None if rows else columns)[columns].replace("nan", "").apply(pd.to_numeric)
     episodes = table(".csv", ["step", "return", "length", "seconds"])
     steps = episodes["step"].astype(float)
     if not (episodes.abs() < 1e30).all(axis=None) or not (steps.between(0, 2 ** 32) & (steps % 1 == 0)).all():
@@ -120,9 +127,8 @@ def collect(path, arm, order, run, check):
     try:
         info = read_info(run, check)
         rows, config, key = evaluations(run, info), info["config"], {"arm": arm, "seed": info["config"]["seed"]}
-        times = {"minutes": round(info["seconds"] / 60, 2), "cpu_minutes": round(info["cpu_seconds"] / 60, 2)}
         row = {**key, "run": os.path.basename(run), "evaluations": len(rows), "commit": info.get("commit", ""),
-               **info.get("versions", {}), **times, "resumed": len(info.get("resumed", [])),
+               **info.get("versions", {}), **times(info), "resumed": len(info.get("resumed", [])),
                **{k: v for k, v in config.items() if k not in key}}
     except Exception as error:                                         # a damaged file may raise anything
         raise ValueError(f"its results are damaged: {' '.join(str(error).split())[:150]}") from None
@@ -138,11 +144,21 @@ def collect(path, arm, order, run, check):
             place = table["arm"].map({name: i for i, name in enumerate(order)}).fillna(len(order))   # others last
             place = np.lexsort((table["seed"].astype(int), place))
             write_file(path + end, table.iloc[place].to_csv(index=False, lineterminator="\n").encode())
-    remove(run)
+    remove(run, row)
 
 
-def remove(run):
-    """A collected run's own files: they are in the tables now."""
-    for end in (".csv", ".json", ".staleness.csv", ".log"):
+def remove(run, row):
+    """Remove the own files of a run that is in the tables. Files of another run with these flags stay: one by hand, for instance.
+
+    run: the path of its files, without an ending; row: its row of CASE.runs.csv
+    """
+    try:
+        with open(regular(run + ".json"), encoding="utf-8") as file:
+            minutes = times(json.load(file))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if any(text_of(value) != text_of(row.get(name)) for name, value in minutes.items()):
+        return
+    for end in (".csv", ".staleness.csv", ".log", ".json"):            # the JSON last: this may be interrupted
         with contextlib.suppress(OSError):
             os.remove(run + end)

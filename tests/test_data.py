@@ -153,6 +153,15 @@ gym.register(NUMBERS, "test_data:Symbols", max_episode_steps=8)
 gym.register("TestNumberPairs-v0", "test_data:Symbols", max_episode_steps=8, kwargs=dict(parts=2))
 
 
+def test_discrete_actions_are_kept_raw_and_taken_one_hot():
+    """An environment's own number, and the agent's vector for it, there and back."""
+    class Env(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(3, start=-1)
+    env = envs.OneHotAction(Env())
+    action = env.inverse(np.array([-1, 1, 0]))
+    assert action.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]] and [env.action(one) for one in action] == [-1, 1, 0]
+
+
 def test_discrete_observations_are_kept_raw_and_seen_one_hot(world):
     env = record(NUMBERS, "symbols/random-v0", 60)
     raw = [episode.observations for episode in minari.load_dataset("symbols/random-v0")]

@@ -385,6 +385,16 @@ def test_ones_own_measurements_of_memory_stand_beside_the_committed_ones(project
     assert titles == ["PPO: Recall a cue seen 10\nsteps ago", "PPO: Recall a cue seen 10\nsteps ago\nyours: a_cue"]
     out, err = capsys.readouterr()
     assert err == "" and out.startswith("4 runs are read; drawing")
+    plot.main(["results/policies", "--plots_dir", "measured"])         # a folder that holds nothing else
+    assert sorted(os.listdir("measured")) == ["lookback.png", "memory_steps.png"] and capsys.readouterr().err == ""
+
+
+def test_all_means_all_though_some_runs_are_ones_own(project, capsys):
+    write_run(project / "results", env="Cue10-v0", seed=5)
+    plot.main([])
+    assert capsys.readouterr().out.count("fully observed") == 1
+    plot.main(["--all"])
+    assert capsys.readouterr().out.count("fully observed") > 1
 
 
 def test_ones_own_run_of_the_references_flags_and_seed_does_not_take_its_place(project, capsys):

@@ -346,7 +346,7 @@ def test_old_measurements_are_no_new_runs(refused, tmp_path):
 @pytest.mark.parametrize("argv, says", [
     ("--env Pendulum-v1", "add --recurrent_critic"),
     ("--policy PPO --env Pendulum-v1 --recurrent_actor", "add --recurrent_critic"),
-    ("--policy R2D1 --env CartPole-v1", "add --recurrent_critic"),
+    ("--policy R2D1 --env CartPole-v1", "add --recurrent\n"),
     ("--policy REINFORCE --env CartPole-v1 --recurrent --no-baseline", "add --recurrent_critic and --baseline"),
 ])
 def test_bad_input(argv, says, refused):

@@ -350,6 +350,13 @@ def test_summary_and_exit_code(study, capsys, monkeypatch, tmp_path):
     assert stop.value.code == 0 and capsys.readouterr().out.startswith("3 done, 0 running, 0 failed, 0 waiting\n")
     assert not os.path.exists(name + "0.checkpoint")
 
+    with open(name + "0.json", "w") as info:                           # a checkpoint that was to be kept is kept
+        json.dump({"finished": True, "config": {"lr_decay": True, "keep_checkpoint": True}}, info)
+    os.mkdir(name + "0.checkpoint")
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([path, "--results_dir", folder])
+    assert stop.value.code == 0 and os.path.exists(name + "0.checkpoint")
+
 
 def test_time_left():
     """Two done in 60 s each, two of four left, on one core: of 120 s the running one has spent 50."""
@@ -600,10 +607,12 @@ CASES = """
     recurrent = true
     [[runs]]
     name = "short"
+    question = "Q1"
     recurrent_actor = true
     seq_len = 8
     [[runs]]
-    name = "none"
+    name = "no memory"
+    question = "Q2"
     recurrent = false
     """
 
@@ -612,14 +621,14 @@ CASES = """
 def test_a_case_is_finished_before_the_next_begins(study, key):
     runs = sweep.read_study(study(CASES.replace("without", key)), "results")
     assert [(run.case, run.config["seed"], run.arm) for run in runs] == [
-        *(("the cue", seed, arm) for seed in (3, 4) for arm in ("common", "short", "none")),
-        *(("pole", seed, arm) for seed in (3, 4) for arm in ("common", "none"))]
+        *(("the cue", seed, arm) for seed in (3, 4) for arm in ("common", "short", "no memory")),
+        *(("pole", seed, arm) for seed in (3, 4) for arm in ("common", "no memory"))]
 
 
 def test_a_cases_flags_of_memory_are_for_the_arms_that_have_one(study):
     read = {(run.case, run.arm): run.config for run in sweep.read_study(study(CASES), "results")}
     assert [read["the cue", arm]["memory_input"] for arm in ("common", "short")] == ["obs", "obs"]
-    assert read["the cue", "short"]["core_size"] == 4 and not read["the cue", "none"]["recurrent_actor"]
+    assert read["the cue", "short"]["core_size"] == 4 and not read["the cue", "no memory"]["recurrent_actor"]
     assert "core_size" not in " ".join(sweep.read_study(study(CASES), "results")[2].words)
 
 
@@ -632,7 +641,7 @@ def test_a_cases_flags_of_memory_are_for_the_arms_that_have_one(study):
     ('without = ["short"]', 'without = 3', ["pole", "without = 3", "list"]),
     ('without = ["short"]', 'identical = ["brief"]', ["pole", "identical", "brief"]),
     ('without = ["short"]', 'identical = "short"', ["pole", "identical = short", "list"]),
-    ('without = ["short"]', 'without = ["common", "short", "none"]', ["pole", "nothing"]),
+    ('without = ["short"]', 'without = ["common", "short", "no memory"]', ["pole", "nothing"]),
     ('memory_input = "obs"', 'without = ["short"]', ["short", "nothing"]),
     ("seq_len = 8", "seq_len = []", ["short", "seq_len = []"]),
     ("seq_len = 8", "seq_len = [8, 16]", ["short", "2 runs of one arm"]),
@@ -687,7 +696,25 @@ def test_a_finished_run_moves_into_the_tables_of_its_case(study, capsys, monkeyp
     list(pool.wait())
     assert sweep_all(None) == files
 
-    capsys.readouterr()                                                # a name does not say how often a run was evaluated
+    pool = Quick()                                                     # run again by hand since: other files, which stay
+    pool.start(sweep.Run([], planned[6].path, [], planned[6].config, "running", arm="common"))
+    list(pool.wait())
+    path_of = planned[6].path
+    with open(path_of + ".json") as file:
+        info = json.load(file)
+    with open(path_of + ".json", "w") as file:
+        json.dump(info | dict(seconds=120), file)
+    again = sweep_all(None)
+    assert again.items() > files.items() and len(again) == len(files) + 3
+    for end in (".csv", ".json", ".staleness.csv"):
+        os.remove(path_of + end)
+
+    capsys.readouterr()                                                # an arm that is renamed would vanish from the figures
+    refused([study(CASES.replace('"short"', '"brief"')), "--results_dir", str(folder)],
+            ["as the arm 'short', and the study calls it 'brief'", "old name"], capsys)
+    refused([study(CASES.replace("eval_freq = 100", "eval_freq = 100\n    save_model = true")), "--results_dir", str(folder)],
+            ["seed=3 has finished, without --save_model", "another --results_dir"], capsys)
+                                                                       # a name does not say how often a run was evaluated
     refused([study(CASES.replace("eval_freq = 100", "eval_freq = 50")), "--results_dir", str(folder)],
             ["seed=3 has finished, with --eval_freq=100", "another --results_dir"], capsys)
 
@@ -730,6 +757,24 @@ def test_a_damaged_table_is_one_line_and_no_run_is_lost(collect, ending, damage,
             call()
         assert "\n" not in str(error.value) and path in str(error.value)
     assert (tmp_path / "run_seed=2.csv").exists() and (tmp_path / "run_seed=2.json").exists()
+
+
+def test_a_run_too_short_to_measure_staleness_is_collected(collect, tmp_path):
+    collect, path = collect
+
+    def measure_nothing(run):
+        with open(run + ".staleness.csv", "w") as file:
+            file.write("step,delta_q_first,delta_q_last,delta_hidden_first,delta_hidden_last\n")
+    collect(1, measure_nothing)
+    rows = open(path + ".csv").read().splitlines()
+    assert len(rows) == 4 and rows[1].endswith(",0,,,,") and not (tmp_path / "run_seed=1.staleness.csv").exists()
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ('name = "no memory"', 'name = "none"', "no [[runs]] named 'no memory'"), ('question = "Q1"', "", "no question for 'short'")])
+def test_a_study_that_cannot_be_drawn_says_so_before_it_runs(old, new, says, study, capsys):
+    sweep.read_study(study(CASES.replace(old, new)), "")
+    assert says in capsys.readouterr().err
 
 
 def test_a_table_that_lacks_lines_is_noticed(collect):
