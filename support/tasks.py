@@ -3,6 +3,9 @@ import re
 
 # A pattern of environments' ids; their task in words; what their score counts; its least and its most, or None
 TASKS = [(r"HopperBulletEnv-v0", r"Hop on\none leg", "return", 0, None),
+         (r"Walker2DBulletEnv-v0", r"Walk on\ntwo legs", "return", 0, None),
+         (r"HalfCheetahBulletEnv-v0", r"Run as half\na cheetah", "return", None, None),
+         (r"AntBulletEnv-v0", r"Walk on\nfour legs", "return", None, None),
          (r"Cue(\d+)-v0", r"Recall a cue\nseen \1 steps ago", "share of right choices", 0, 1),
          (r"CueDiscrete(\d+)-v0", r"Recall a cue\nseen \1 steps ago,\ndiscrete choice", "share of right choices", 0, 1),
          (r"CartPole-v1", r"Balance a pole\non a cart", "steps upright", 0, 500),
@@ -14,9 +17,12 @@ MARKS = [(r"Cue(?:Discrete)?\d+-v0", 0.5, "chance"), (r"CartPole-v1", 475, "solv
 # {(file, algorithm, has it a memory?): mean return}. They had other budgets, so they are only landmarks: docs/results.md
 PUBLISHED = {(f"HopperBulletEnv-v0_{seen}", policy, memory): value for seen, memory, them in (
     ("full", False, {"TD3": 2429, "DDPG": 1201, "SAC": 2422, "PPO": 1567, "A2C": 1627}),
-    ("positions", False, {"TD3": 490}), ("positions", True, {"TD3": 2234})) for policy, value in them.items()}
+    ("positions", False, {"TD3": 490}), ("positions", True, {"TD3": 2234})) for policy, value in them.items()} | {
+    (f"{env}BulletEnv-v0_{seen}", "PPO", True): value for env, them in (
+        ("Hopper", (1592, 438)), ("Walker2D", (651, 423)), ("HalfCheetah", (1460, 1072)), ("Ant", (2103, 690)))
+    for seen, value in zip(("positions", "velocities"), them)}
 SOURCES = ("A diamond \u25c7 is a published mean, of runs of other lengths: Stable-Baselines3 (fully observed; 1M steps, PPO and "
-           "A2C 2M), Ni et al. 2022 as run again by Luo et al. 2024 (positions only; 1.5M steps).")
+           "A2C 2M); Luo et al. 2024 (positions or velocities only; 1.5M steps): TD3 of Ni et al. 2022, and PPO with a GRU.")
 
 
 def task(env, seen=""):
