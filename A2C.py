@@ -153,7 +153,7 @@ class A2C(Agent):
         # Optimize the actor
         optimize(self.actor_optimizer, actor_loss, cfg.max_grad_norm)
 
-        # Forget the rollout: a new policy needs new steps. With --hidden_init zero the last rows stay, to burn in the next one:
-        # with stored states it starts from its first step's, and needs none
+        # Forget the rollout: a new policy needs new steps. With --hidden_init zero the last rows stay, to burn in the next one
+        # (with stored states a rollout needs none)
         buffer.clear(cfg.burn_in if cfg.hidden_init == "zero" else 0)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}

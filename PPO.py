@@ -124,8 +124,8 @@ class PPO(Agent):
         history = rollout.history                                               # (B, L + 1, row)
 
         with torch.no_grad():
-            # Compute the old log-probabilities. The weights are still those that acted, so one pass here spares storing them at
-            # every step. The memory must be the one that acted, too: that stored at each window's first row. With --burn_in,
+            # Compute the old log-probabilities. The weights are still those that acted, so one pass here does, and none is stored
+            # at every step. The memory must be the one that acted, too: that stored at each window's first row. With --burn_in,
             # rollout.hidden is an earlier one
             acted_from, _ = self.split(buffer.hidden[rollout.index[:, 0]].to(self.device))
             actor_features, _ = self.actor.core(history[:, :-1], acted_from)    # (B, L, features)

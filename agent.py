@@ -277,8 +277,8 @@ class Agent:
     # ------------------------------------------------------------------ the policy that is evaluated
 
     def average_actor(self):
-        """Move the actor's average, after an update: about the mean of the actor over the latest ones, with --average 0.02 the
-        last fiftieth of all so far.
+        """Move the actor's average, after an update. It is about the mean actor of the latest updates, with --average 0.02
+        of the last fiftieth.
 
         After update n the average moves a share 1 / (--average * n) of the way to the actor (after Shamir and Zhang, "Stochastic
         Gradient Descent for Non-smooth Optimization", 2013). With --average 0 it is the actor.

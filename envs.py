@@ -303,7 +303,7 @@ class OneHotAction(gym.ActionWrapper):
 
     def inverse(self, action):
         """The agent's actions (T, n), one-hot, for the environment's (T,)."""
-        return np.eye(self.action_space.shape[0])[action - self.start]
+        return np.eye(self.action_space.shape[0])[np.asarray(action, int) - self.start]
 
 
 class NoOldContacts(gym.Wrapper):

@@ -210,9 +210,9 @@ def check_saved(config):
 
 
 def check_same(name, saved, config):
-    """Were the flags of a finished run, `saved`, those of `config`? The machine may differ, and where files go, but what `config`
-    wants kept must have been kept. Raises ValueError, with one line, if not: a run of the same name may have been measured
-    otherwise, or be of before a default was changed."""
+    """Were the flags of a finished run, `saved`, those of `config`? Machine and folders may differ. A model or a checkpoint that
+    `config` wants kept must have been kept. Raises ValueError, with one line, if not: a run of the same name may have been
+    measured otherwise, or be of before a default was changed."""
     saved = BEFORE | saved
     for key, value in config.items():
         if key not in HANDLING | MACHINE and saved.get(key, value) != value:

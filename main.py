@@ -222,8 +222,8 @@ def train(run, cfg, algorithm, agent, envs, eval_env, spec, episodes=None, comma
         buffer = kind(size, spec.state_dim, spec.action_dim, agent.stored_hidden_dim, cfg.num_envs, run.seed, run.device,
                       cfg.stored_precision, run.buffer_on_device)
     except (RuntimeError, MemoryError):
-        larger = " or ".join(f"--{name}" for name in ("memory_size", "rollout_steps", "core_size") if name in config)
-        fail(f"a buffer of {needed} does not fit in memory; choose a smaller {larger}")
+        large = [f"--{name}" for name in ("memory_size", "rollout_steps", "core_size") if name in config]
+        fail(f"a buffer of {needed} does not fit in memory; choose a smaller {'--dataset' if offline else ' or '.join(large)}")
     results = Results(run, run_name(run, cfg, algorithm), config, command)
     path = results.path
     with alone(path, PATIENCE if run.resume else 0):

@@ -216,7 +216,8 @@ def main(argv=None):
     plots_dir = args.plots_dir or default
     try:
         os.makedirs(plots_dir, exist_ok=True)
-        print(f"{len(runs)} runs are read; drawing takes up to a minute\n", flush=True)
+        if len(runs):
+            print(f"{len(runs)} runs are read; drawing takes up to a minute\n", flush=True)
         if args.study:
             table = study.summarise(read)
             drawn = study_figures.draw(read, table)
@@ -232,9 +233,9 @@ def main(argv=None):
                         drawn[file + f"_{column}" * (column != "return_mean")] = drawing.curves(measured, column)
         into_own = plots_dir == OWN_PLOTS
         if into_own:                                                       # an earlier call's figures go, their runs may be gone
-            for path in filter(os.path.isfile, glob.glob(os.path.join(OWN_PLOTS, "*.png"))):
+            for path in filter(os.path.isfile, [*glob.glob(f"{OWN_PLOTS}/*.png"), f"{OWN_PLOTS}/summary.csv"]):
                 with open(path, "rb") as file:
-                    made = MADE.encode() in file.read(500)
+                    made = MADE.encode() in file.read(500) or path.endswith(".csv")
                 if made:
                     os.remove(path)
         for file, fig in drawn.items():

@@ -21,8 +21,8 @@ The file holds main.py's flags, without the dashes. A list is an axis of the gri
 
 A study for `plot.py --study` has [[cases]], too, each with a name and flags: then every table of [[runs]] is an arm, and each
 case runs each arm (studies/memory.toml). A case can name arms that it does not run: `without` those that mean nothing there,
-`identical` those that are known to be the arm named "common", to the bit. The study must have the arms "common" and
-"no memory", and each arm a `question`.
+`identical` those that are known to be the arm named "common", to the bit. `plot.py --study` needs the arms "common"
+and "no memory", and a `question` for each arm.
 
 All flags are checked before anything starts, and a run that is asked for twice is run once. A run is one process on one core,
 `main.py ... --resume`, and its output goes to RUN.log beside its results. If its worker or node dies, the run goes on elsewhere
@@ -128,8 +128,8 @@ def read_study(path, results_dir, imports=False):
                 fail(f"{path}: where there are [[cases]], each table of [[{kind}]] needs a name of its own; add name = \"...\"")
         lacks = [f"no [[runs]] named '{name}'" for name in (tables.COMMON, tables.NONE) if name not in names] + \
             [f"no question for '{arm['name']}'" for arm in arms if "question" not in arm]
-        if lacks:
-            print(f"warning: {path} has {lacks[0]}, so plot.py --study will not draw it", file=sys.stderr)
+        if lacks and not imports:                                      # with `imports` it is read for a second time
+            print(f"warning: {path} has {', '.join(lacks)}, so plot.py --study will not draw it", file=sys.stderr)
         files = [tables.name(case["name"]).casefold() for case in cases]
         for case, file in zip(cases, files):
             if files.count(file) > 1:

@@ -154,12 +154,21 @@ gym.register("TestNumberPairs-v0", "test_data:Symbols", max_episode_steps=8, kwa
 
 
 def test_discrete_actions_are_kept_raw_and_taken_one_hot():
-    """An environment's own number, and the agent's vector for it, there and back."""
+    """An environment's own number, and the agent's vector for it, there and back. What is no such number is refused."""
     class Env(gym.Env):
         observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(3, start=-1)
     env = envs.OneHotAction(Env())
-    action = env.inverse(np.array([-1, 1, 0]))
+    action = env.inverse(np.array([-1, 1, 0], np.int8))
     assert action.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]] and [env.action(one) for one in action] == [-1, 1, 0]
+
+    env = record("CartPole-v1", "x-v0", 60)
+    raw = [episode.actions for episode in minari.load_dataset("x-v0")]
+    for actions, episode in zip(raw, data.load("x-v0", env, 0)):
+        assert np.array_equal(episode.action, np.eye(2, dtype=np.float32)[actions])
+    for value, says in ((7, "actions outside Discrete"), (-1, "actions outside Discrete"), (0.5, "actions of type float64")):
+        array("actions", lambda x, value=value: np.array([*x[:-1], value]))()
+        with pytest.raises(ValueError, match=f"{says}.* in episode 1"):
+            data.load("x-v0", env, 0)
 
 
 def test_discrete_observations_are_kept_raw_and_seen_one_hot(world):

@@ -341,7 +341,8 @@ def test_what_does_not_fit_in_memory(error, refused, monkeypatch):
         raise error
     with monkeypatch.context() as patch:
         patch.setattr(Buffer, "__init__", no_memory)
-        refused(tiny("TD3"), ["buffer", "does not fit in memory", "smaller --memory_size"])
+        refused(tiny("TD3"), ["buffer", "does not fit in memory", "a smaller --memory_size or --core_size"])
+        refused(tiny("PPO"), ["buffer", "does not fit in memory", "a smaller --rollout_steps or --core_size"])
     monkeypatch.setattr(importlib.import_module("TD3"), "Actor", no_memory)
     refused(tiny("TD3"), ["networks do not fit in memory", "smaller --hidden_size"])
 

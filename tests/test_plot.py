@@ -385,8 +385,10 @@ def test_ones_own_measurements_of_memory_stand_beside_the_committed_ones(project
     assert titles == ["PPO: Recall a cue seen 10\nsteps ago", "PPO: Recall a cue seen 10\nsteps ago\nyours: a_cue"]
     out, err = capsys.readouterr()
     assert err == "" and out.startswith("4 runs are read; drawing")
-    plot.main(["results/policies", "--plots_dir", "measured"])         # a folder that holds nothing else
-    assert sorted(os.listdir("measured")) == ["lookback.png", "memory_steps.png"] and capsys.readouterr().err == ""
+    plot.main(["results/policies"])                                    # a folder that holds nothing else
+    assert written(project) == ["plots/own/lookback.png", "plots/own/memory_steps.png"]
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines() == ["", "2 figures are in plots/own"]
 
 
 def test_all_means_all_though_some_runs_are_ones_own(project, capsys):
