@@ -14,14 +14,14 @@ TASKS = [(r"HopperBulletEnv-v0", r"Hop on\none leg", "return", 0, None),
 FULL = "fully observed"
 # A pattern of environments' ids, a score that stands out, a word for it. Gymnasium calls a mean of 475 solved
 MARKS = [(r"Cue(?:Discrete)?\d+-v0", 0.5, "chance"), (r"CartPole-v1", 475, "solved")]
-# {(file, algorithm, has it a memory?): mean return}. They had other budgets, so they are only landmarks: docs/results.md
+# {(file, algorithm, has it a memory?): mean return}. Most had other budgets, so they are landmarks: docs/results.md
 PUBLISHED = {(f"HopperBulletEnv-v0_{seen}", policy, memory): value for seen, memory, them in (
     ("full", False, {"TD3": 2429, "DDPG": 1201, "SAC": 2422, "PPO": 1567, "A2C": 1627}),
     ("positions", False, {"TD3": 490}), ("positions", True, {"TD3": 2234})) for policy, value in them.items()} | {
     (f"{env}BulletEnv-v0_{seen}", "PPO", True): value for env, them in (
         ("Hopper", (1592, 438)), ("Walker2D", (651, 423)), ("HalfCheetah", (1460, 1072)), ("Ant", (2103, 690)))
     for seen, value in zip(("positions", "velocities"), them)}
-SOURCES = ("A diamond \u25c7 is a published mean, of runs of other lengths: Stable-Baselines3 (fully observed; 1M steps, PPO and "
+SOURCES = ("A diamond \u25c7 is a published mean: Stable-Baselines3 (fully observed; 1M steps, PPO and "
            "A2C 2M); Luo et al. 2024 (positions or velocities only; 1.5M steps): TD3 of Ni et al. 2022, and PPO with a GRU.")
 
 
